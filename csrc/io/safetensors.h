@@ -1,0 +1,41 @@
+// Reads one safetensors file: 8 bytes header length (little endian), a JSON header, then the tensors without holes.
+// Format: https://github.com/huggingface/safetensors
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/array.h"
+#include "io/mapped_file.h"
+
+namespace mimo {
+
+class Safetensors {
+public:
+    struct Tensor {
+        DType type;
+        std::vector<int64_t> shape;
+        const uint8_t* data;
+        mutable bool used = false;
+    };
+
+    // Throws BundleError on a header that is cut short, overlaps or points past the end.
+    explicit Safetensors(const std::filesystem::path& path);
+
+    std::span<const uint8_t> bytes() const { return file_.bytes(); }
+    const Tensor* find(const std::string& name) const;
+
+    // Marks the tensor as used. Throws BundleError naming the tensor with both shapes.
+    const Tensor& get(const std::string& name, const std::vector<int64_t>& shape) const;
+
+    // Names never asked for; a bundle that holds some belongs to another configuration.
+    std::vector<std::string> unused() const;
+
+private:
+    MappedFile file_;
+    std::string name_;
+    std::map<std::string, Tensor> tensors_;
+};
+
+}  // namespace mimo
