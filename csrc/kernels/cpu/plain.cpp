@@ -1,0 +1,85 @@
+// The twin of every kernel: the formulas of kernels.h as plain loops.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "kernels/kernels.h"
+
+namespace mimo {
+namespace {
+
+float weight_at(const Matrix& w, int64_t row, int64_t col) {
+    const int64_t i = row * w.cols + col;
+    if (w.type == DType::f32) return static_cast<const float*>(w.data)[i];
+    return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(w.data)[i]} << 16);
+}
+
+void linear(const float* x, int64_t rows, int64_t x_stride, const Matrix& w, const float* bias, int64_t first,
+            int64_t last, float* y, int64_t y_stride) {
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = first; j < last; ++j) {
+            float sum = 0;
+            for (int64_t k = 0; k < w.cols; ++k) sum += x[i * x_stride + k] * weight_at(w, j, k);
+            y[i * y_stride + j] = sum + (bias ? bias[j] : 0.0f);
+        }
+    }
+}
+
+void attention(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
+               int64_t stride, float* scratch) {
+    const int64_t dim = head.head_dim;
+    for (int64_t i = 0; i < queries; ++i) {
+        const auto [begin, end] = ranges[i];
+        float best = -INFINITY;
+        for (int64_t t = begin; t < end; ++t) {
+            float score = 0;
+            for (int64_t d = 0; d < dim; ++d) {
+                score += q[i * stride + d] * head.keys[(t / kLanes * dim + d) * kLanes + t % kLanes];
+            }
+            scratch[t - begin] = score * head.scale;
+            best = std::max(best, scratch[t - begin]);
+        }
+        float sum = 0;
+        for (int64_t t = begin; t < end; ++t) sum += scratch[t - begin] = std::exp(scratch[t - begin] - best);
+        for (int64_t d = 0; d < dim; ++d) {
+            float mix = 0;
+            for (int64_t t = begin; t < end; ++t) mix += scratch[t - begin] * head.values[t * head.value_stride + d];
+            out[i * stride + d] = mix / sum;
+        }
+    }
+}
+
+void gelu(float* x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678118654752f));
+}
+
+void silu_multiply(float* gate, const float* up, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+}
+
+void layer_norm(const float* x, Vector weight, Vector bias, float eps, float* y) {
+    const size_t n = weight.size();
+    double mean = 0, variance = 0;
+    for (size_t i = 0; i < n; ++i) mean += x[i];
+    mean /= static_cast<double>(n);
+    for (size_t i = 0; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
+    const double scale = 1.0 / std::sqrt(variance / static_cast<double>(n) + eps);
+    for (size_t i = 0; i < n; ++i) y[i] = static_cast<float>((x[i] - mean) * scale) * weight[i] + bias[i];
+}
+
+void rms_norm(const float* x, Vector weight, float eps, float* y) {
+    const size_t n = weight.size();
+    double square = 0;
+    for (size_t i = 0; i < n; ++i) square += double{x[i]} * x[i];
+    const auto scale = static_cast<float>(1.0 / std::sqrt(square / static_cast<double>(n) + eps));
+    for (size_t i = 0; i < n; ++i) y[i] = x[i] * scale * weight[i];
+}
+
+}  // namespace
+
+const Kernels& plain_kernels() {
+    static constexpr Kernels table = {"plain", linear, attention, gelu, silu_multiply, layer_norm, rms_norm};
+    return table;
+}
+
+}  // namespace mimo

@@ -1,0 +1,323 @@
+// The shipping CPU kernels, written once on the compiler's vector types and compiled for each instruction set
+// (CMakeLists.txt: MIMO_ISA names the table, MIMO_VECTOR_BYTES is its register width).
+//
+// linear: each output element owns one vector accumulator that runs over k in order and is folded at the end. A tile of
+// kTileRows weight rows x kTileCols inputs shares the loads; the tile size changes nothing in an element's own
+// arithmetic. attention: scores of kLanes keys at a time (keys are stored transposed), then values summed key by key.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/kernels.h"
+
+namespace mimo {
+namespace {
+
+constexpr int64_t kWidth = MIMO_VECTOR_BYTES / sizeof(float);
+constexpr int kTileRows = 4;
+constexpr int kTileCols = MIMO_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators + operands fit the 32 (16) registers
+
+using Float = float __attribute__((vector_size(MIMO_VECTOR_BYTES)));
+using Int = int32_t __attribute__((vector_size(MIMO_VECTOR_BYTES)));
+using Half = uint16_t __attribute__((vector_size(MIMO_VECTOR_BYTES / 2)));
+using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
+
+template <typename V, typename T>
+inline V load(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof(V));
+    return v;
+}
+
+template <typename V>
+inline void store(float* p, const V& v) {
+    std::memcpy(p, &v, sizeof(V));
+}
+
+inline Float widen(Half h) {
+    return std::bit_cast<Float>(__builtin_convertvector(h, Int) << 16);
+}
+inline Float load_weight(const float* p) {
+    return load<Float>(p);
+}
+inline Float load_weight(const uint16_t* p) {
+    return widen(load<Half>(p));
+}
+
+template <typename V, typename T>
+inline V load_part(const T* p, int64_t n) {
+    V v = {};
+    std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
+    return v;
+}
+inline Float load_weight_part(const float* p, int64_t n) {
+    return load_part<Float>(p, n);
+}
+inline Float load_weight_part(const uint16_t* p, int64_t n) {
+    return widen(load_part<Half>(p, n));
+}
+
+inline float fold(Float v) {
+    float lanes[kWidth];
+    store(lanes, v);
+    for (int64_t step = kWidth / 2; step > 0; step /= 2) {
+        for (int64_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+    }
+    return lanes[0];
+}
+
+// One tile: R rows of w against C rows of x.
+template <int R, int C, typename Weight>
+inline void tile(const float* x, int64_t x_stride, const Weight* w, int64_t n, const float* bias, float* y,
+                 int64_t y_stride) {
+    Float sum[R][C] = {};
+    int64_t k = 0;
+    for (; k + kWidth <= n; k += kWidth) {
+        Float weight[R];
+        for (int r = 0; r < R; ++r) weight[r] = load_weight(w + r * n + k);
+        for (int c = 0; c < C; ++c) {
+            const Float input = load<Float>(x + c * x_stride + k);
+            for (int r = 0; r < R; ++r) sum[r][c] += weight[r] * input;
+        }
+    }
+    if (k < n) {
+        for (int c = 0; c < C; ++c) {
+            const Float input = load_part<Float>(x + c * x_stride + k, n - k);
+            for (int r = 0; r < R; ++r) sum[r][c] += load_weight_part(w + r * n + k, n - k) * input;
+        }
+    }
+    for (int c = 0; c < C; ++c) {
+        for (int r = 0; r < R; ++r) y[c * y_stride + r] = fold(sum[r][c]) + (bias ? bias[r] : 0.0f);
+    }
+}
+
+template <int R, typename Weight>
+inline void tiles(const float* x, int64_t rows, int64_t x_stride, const Weight* w, int64_t n, const float* bias,
+                  float* y, int64_t y_stride) {
+    int64_t i = 0;
+    for (; i + kTileCols <= rows; i += kTileCols) {
+        tile<R, kTileCols>(x + i * x_stride, x_stride, w, n, bias, y + i * y_stride, y_stride);
+    }
+    for (; i < rows; ++i) tile<R, 1>(x + i * x_stride, x_stride, w, n, bias, y + i * y_stride, y_stride);
+}
+
+template <typename Weight>
+void linear_typed(const float* x, int64_t rows, int64_t x_stride, const Weight* w, int64_t n, const float* bias,
+                  int64_t first, int64_t last, float* y, int64_t y_stride) {
+    const int64_t block =
+        std::max<int64_t>(kTileCols, 65536 / std::max<int64_t>(n, 1) / kTileCols * kTileCols);  // x block: 256 kB
+    for (int64_t i = 0; i < rows; i += block) {
+        const int64_t count = std::min(block, rows - i);
+        const float* xi = x + i * x_stride;
+        float* yi = y + i * y_stride;
+        int64_t j = first;
+        for (; j + kTileRows <= last; j += kTileRows) {
+            tiles<kTileRows>(xi, count, x_stride, w + j * n, n, bias ? bias + j : nullptr, yi + j, y_stride);
+        }
+        for (; j < last; ++j) tiles<1>(xi, count, x_stride, w + j * n, n, bias ? bias + j : nullptr, yi + j, y_stride);
+    }
+}
+
+void linear(const float* x, int64_t rows, int64_t x_stride, const Matrix& w, const float* bias, int64_t first,
+            int64_t last, float* y, int64_t y_stride) {
+    if (w.type == DType::f32) {
+        linear_typed(x, rows, x_stride, static_cast<const float*>(w.data), w.cols, bias, first, last, y, y_stride);
+    } else {
+        linear_typed(x, rows, x_stride, static_cast<const uint16_t*>(w.data), w.cols, bias, first, last, y, y_stride);
+    }
+}
+
+// exp by 2^n * e^r, |r| <= ln 2 / 2, degree-6 polynomial in r (error below 2 ulp); inputs below -87 give 0.
+inline Float exponential(Float x) {
+    constexpr float kLog2e = 1.44269504088896341f;
+    constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // ln 2 split so that n * high is exact
+    const Int tiny = x < -87.0f;
+    x = x > 88.0f ? Float{} + 88.0f : x;
+    const Float magic = Float{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const Float shifted = x * kLog2e + magic;
+    const Float n = shifted - magic;
+    const Float r = (x - n * kLn2High) - n * kLn2Low;
+    Float p = Float{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Int power = (std::bit_cast<Int>(shifted) - std::bit_cast<int32_t>(12582912.0f) + 127) << 23;
+    return tiny ? Float{} : p * std::bit_cast<Float>(power);
+}
+
+// erf as x P(x^2) / Q(x^2) on |x| <= 4 (the rational minimax form used by Eigen); beyond 4 float erf is +-1.
+inline Float error_function(Float x) {
+    x = x > 4.0f ? Float{} + 4.0f : x;
+    x = x < -4.0f ? Float{} - 4.0f : x;
+    const Float s = x * x;
+    Float p = Float{} - 2.72614225801306e-10f;
+    p = p * s + 2.77068142495902e-08f;
+    p = p * s - 2.10102402082508e-06f;
+    p = p * s - 5.69250639462346e-05f;
+    p = p * s - 7.34990630326855e-04f;
+    p = p * s - 2.95459980854025e-03f;
+    p = p * s - 1.60960333262415e-02f;
+    Float q = Float{} - 1.45660718464996e-05f;
+    q = q * s - 2.13374055278905e-04f;
+    q = q * s - 1.68282697438203e-03f;
+    q = q * s - 7.37332916720468e-03f;
+    q = q * s - 1.42647390514189e-02f;
+    return x * p / q;
+}
+
+template <typename Function>
+inline void map(float* x, int64_t n, Function function) {
+    int64_t i = 0;
+    for (; i + kWidth <= n; i += kWidth) store(x + i, function(load<Float>(x + i), i));
+    if (i == n) return;
+    const Float last = function(load_part<Float>(x + i, n - i), i);
+    std::memcpy(x + i, &last, static_cast<size_t>(n - i) * sizeof(float));
+}
+
+void gelu(float* x, int64_t n) {
+    map(x, n, [](Float v, int64_t) { return 0.5f * v * (1.0f + error_function(v * 0.70710678118654752f)); });
+}
+
+void silu_multiply(float* gate, const float* up, int64_t n) {
+    map(gate, n, [&](Float v, int64_t i) {
+        const Float u = i + kWidth <= n ? load<Float>(up + i) : load_part<Float>(up + i, n - i);
+        return v / (1.0f + exponential(-v)) * u;
+    });
+}
+
+// Scores of Q queries (rows `stride` apart) against one block of kLanes keys.
+template <int Q>
+inline void score_block(const float* keys, int64_t dim, const float* q, int64_t stride, float scale, float* scores,
+                        int64_t score_stride) {
+    Lanes sum[Q] = {};
+    for (int64_t d = 0; d < dim; ++d) {
+        const Lanes channel = load<Lanes>(keys + d * kLanes);
+        for (int i = 0; i < Q; ++i) sum[i] += channel * q[i * stride + d];
+    }
+    for (int i = 0; i < Q; ++i) store(scores + i * score_stride, sum[i] * scale);
+}
+
+// Replaces the scores of [range) by exp(score - max), those outside by 0; returns the sum over the range.
+// first: key of scores[0]; count: a multiple of kLanes. Sums run in fixed lanes of absolute key positions.
+inline float softmax_numerators(float* scores, int64_t first, int64_t count, KeyRange range) {
+    for (int64_t t = first; t < range.begin; ++t) scores[t - first] = -std::numeric_limits<float>::infinity();
+    for (int64_t t = range.end; t < first + count; ++t) scores[t - first] = -std::numeric_limits<float>::infinity();
+    float best = scores[range.begin - first];
+    for (int64_t t = range.begin; t < range.end; ++t) best = std::max(best, scores[t - first]);
+    Float sum = {};
+    map(scores, count, [&](Float v, int64_t) {
+        const Float e = exponential(v - best);
+        sum += e;
+        return e;
+    });
+    return fold(sum);
+}
+
+// out[i, d...] = sum_t weight[i, t] * values[t, d...] over keys [begin, end) for Q queries and V vectors of channels.
+template <int Q, int V>
+inline void mix_values(const AttentionHead& head, const float* weights, int64_t weight_stride, int64_t begin,
+                       int64_t end, const float* totals, int64_t d, int64_t n, float* out, int64_t stride) {
+    Float sum[Q][V] = {};
+    for (int64_t t = begin; t < end; ++t) {
+        Float value[V];
+        for (int v = 0; v < V; ++v) {
+            const float* p = head.values + t * head.value_stride + d + v * kWidth;
+            value[v] = n < kWidth ? load_part<Float>(p, n) : load<Float>(p);
+        }
+        for (int i = 0; i < Q; ++i) {
+            const float weight = weights[i * weight_stride + t];
+            for (int v = 0; v < V; ++v) sum[i][v] += weight * value[v];
+        }
+    }
+    for (int i = 0; i < Q; ++i) {
+        for (int v = 0; v < V; ++v) {
+            const Float mixed = sum[i][v] / totals[i];
+            std::memcpy(out + i * stride + d + v * kWidth, &mixed,
+                        static_cast<size_t>(std::min(n, kWidth)) * sizeof(float));
+        }
+    }
+}
+
+template <int Q>
+void attend(const AttentionHead& head, const float* q, const KeyRange* ranges, float* out, int64_t stride,
+            float* scratch) {
+    KeyRange all = ranges[0];
+    for (int i = 1; i < Q; ++i) all = {std::min(all.begin, ranges[i].begin), std::max(all.end, ranges[i].end)};
+    const int64_t first = all.begin / kLanes * kLanes;
+    const int64_t count = (all.end - first + kLanes - 1) / kLanes * kLanes;
+    for (int64_t t = 0; t < count; t += kLanes) {
+        score_block<Q>(head.keys + (first + t) * head.head_dim, head.head_dim, q, stride, head.scale, scratch + t,
+                       count);
+    }
+    float totals[Q];
+    for (int i = 0; i < Q; ++i) totals[i] = softmax_numerators(scratch + i * count, first, count, ranges[i]);
+    const float* weights = scratch - first;
+    int64_t d = 0;
+    for (; d + 4 * kWidth <= head.head_dim; d += 4 * kWidth) {
+        mix_values<Q, 4>(head, weights, count, all.begin, all.end, totals, d, kWidth, out, stride);
+    }
+    for (; d < head.head_dim; d += kWidth) {
+        mix_values<Q, 1>(head, weights, count, all.begin, all.end, totals, d, head.head_dim - d, out, stride);
+    }
+}
+
+void attention(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
+               int64_t stride, float* scratch) {
+    int64_t i = 0;
+    for (; i + 4 <= queries; i += 4) attend<4>(head, q + i * stride, ranges + i, out + i * stride, stride, scratch);
+    for (; i < queries; ++i) attend<1>(head, q + i * stride, ranges + i, out + i * stride, stride, scratch);
+}
+
+// Sums for the norms run in double, in fixed lanes: exact enough that the order does not show.
+constexpr int64_t kSums = 8;
+
+template <typename Term>
+inline double sum_of(int64_t n, Term term) {
+    double sums[kSums] = {};
+    int64_t i = 0;
+    for (; i + kSums <= n; i += kSums) {
+        for (int64_t lane = 0; lane < kSums; ++lane) sums[lane] += term(i + lane);
+    }
+    for (; i < n; ++i) sums[0] += term(i);
+    double total = 0;
+    for (const double sum : sums) total += sum;
+    return total;
+}
+
+void layer_norm(const float* x, Vector weight, Vector bias, float eps, float* y) {
+    const auto n = static_cast<int64_t>(weight.size());
+    const double mean = sum_of(n, [x](int64_t i) { return double{x[i]}; }) / static_cast<double>(n);
+    const double square = sum_of(n, [x, mean](int64_t i) { return (x[i] - mean) * (x[i] - mean); });
+    const auto scale = static_cast<float>(1.0 / std::sqrt(square / static_cast<double>(n) + eps));
+    const auto shift = static_cast<float>(mean);
+    for (int64_t i = 0; i < n; ++i) {
+        y[i] = (x[i] - shift) * scale * weight[static_cast<size_t>(i)] + bias[static_cast<size_t>(i)];
+    }
+}
+
+void rms_norm(const float* x, Vector weight, float eps, float* y) {
+    const auto n = static_cast<int64_t>(weight.size());
+    const double square = sum_of(n, [x](int64_t i) { return double{x[i]} * x[i]; });
+    const auto scale = static_cast<float>(1.0 / std::sqrt(square / static_cast<double>(n) + eps));
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] * scale * weight[static_cast<size_t>(i)];
+}
+
+}  // namespace
+
+#define MIMO_JOIN(a, b) a##b
+#define MIMO_TABLE(isa) MIMO_JOIN(isa, _kernels)
+#define MIMO_TEXT(isa) #isa
+#define MIMO_NAME(isa) MIMO_TEXT(isa)
+
+const Kernels& MIMO_TABLE(MIMO_ISA)() {
+    static constexpr Kernels table = {MIMO_NAME(MIMO_ISA), linear,     attention, gelu,
+                                      silu_multiply,       layer_norm, rms_norm};
+    return table;
+}
+
+}  // namespace mimo

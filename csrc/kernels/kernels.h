@@ -1,0 +1,66 @@
+// The inner loops of the core, one table of functions per instruction set.
+//
+// cpu/plain.cpp is the twin: loops that read like the formulas below. cpu/vector.cpp is the shipping path, compiled
+// once for each instruction set. Both obey one law: a result depends on its own operands only, never on how many rows
+// or keys are computed beside it, so that prefill, decode and any chunking agree bit for bit.
+#pragma once
+
+#include <cstdint>
+
+#include "base/array.h"
+
+namespace mimo {
+
+// Keys are stored in blocks of kLanes positions, transposed inside the block, so that one vector holds one channel of
+// many keys.
+inline constexpr int64_t kLanes = 16;
+
+// One head of attention over `keys` positions.
+struct AttentionHead {
+    const float*
+        keys;  // [ceil(key_end / kLanes), head_dim, kLanes]; lanes past the last written key hold finite values
+    const float* values;  // [key_end, head_dim], rows value_stride apart
+    int64_t value_stride;
+    int64_t head_dim;
+    float scale;  // 1 / sqrt(head_dim)
+};
+
+// Query i of a call sees keys [begin, end).
+struct KeyRange {
+    int64_t begin;
+    int64_t end;
+};
+
+struct Kernels {
+    const char* name;
+
+    // y[i, j] = sum_k x[i, k] * w[j, k] (+ bias[j]) for i in [0, rows), j in [first, last). x rows x_stride apart, y
+    // rows y_stride.
+    void (*linear)(const float* x, int64_t rows, int64_t x_stride, const Matrix& w, const float* bias, int64_t first,
+                   int64_t last, float* y, int64_t y_stride);
+
+    // out[i] = softmax(scale * q[i] · K[range_i]) V[range_i] for `queries` queries; q and out rows are `stride` apart.
+    // scratch: 4 * (highest range end + 2 * kLanes) floats. Ranges are non-empty.
+    void (*attention)(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
+                      int64_t stride, float* scratch);
+
+    // x <- x / 2 * (1 + erf(x / sqrt 2)), the exact GELU.
+    void (*gelu)(float* x, int64_t n);
+
+    // gate <- gate * sigmoid(gate) * up
+    void (*silu_multiply)(float* gate, const float* up, int64_t n);
+
+    // y <- (x - mean) / sqrt(var + eps) * weight + bias over one row; variance is biased.
+    void (*layer_norm)(const float* x, Vector weight, Vector bias, float eps, float* y);
+
+    // y <- x / sqrt(mean(x^2) + eps) * weight over one row.
+    void (*rms_norm)(const float* x, Vector weight, float eps, float* y);
+};
+
+const Kernels& plain_kernels();
+
+// The fastest table this processor can run; `name` "plain", "base", "avx2" or "avx512" forces one (DeviceError if it
+// cannot run).
+const Kernels& choose_kernels(const char* name = nullptr);
+
+}  // namespace mimo

@@ -1,0 +1,174 @@
+#include "kernels/ops.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace mimo {
+namespace {
+
+constexpr int64_t kInlineWork = 32768;  // multiply-adds below which waking the threads costs more than it saves
+constexpr int64_t kLinearGrain = 16;    // output columns
+
+// The grain for n items that each cost `work` multiply-adds.
+int64_t grain_for(int64_t n, int64_t work) {
+    return n * work < kInlineWork ? n : 1;
+}
+
+}  // namespace
+
+Array linear(const Context& context, const float* x, int64_t rows, int64_t stride, const Linear& layer) {
+    const Matrix& w = layer.weight;
+    Array y(rows, w.rows);
+    const float* bias = layer.bias.empty() ? nullptr : layer.bias.data();
+    const int64_t grain = rows * w.rows * w.cols < kInlineWork ? w.rows : kLinearGrain;
+    context.pool.run(w.rows, grain, [&](int64_t first, int64_t last) {
+        context.kernels.linear(x, rows, stride, w, bias, first, last, y.data.data(), y.cols);
+    });
+    return y;
+}
+
+Array linear(const Context& context, const Array& x, const Linear& layer) {
+    if (x.cols != layer.weight.cols) {
+        throw ShapeError(message("linear: expected ", layer.weight.cols, " input channels, got ", x.cols));
+    }
+    return linear(context, x.data.data(), x.rows, x.cols, layer);
+}
+
+Array layer_norm(const Context& context, const Array& x, const LayerNorm& norm) {
+    Array y(x.rows, x.cols);
+    context.pool.run(x.rows, grain_for(x.rows, x.cols), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            context.kernels.layer_norm(x.row(i), norm.weight, norm.bias, kLayerNormEps, y.row(i));
+        }
+    });
+    return y;
+}
+
+Array rms_norm(const Context& context, const Array& x, Vector weight, float eps) {
+    Array y(x.rows, x.cols);
+    context.pool.run(x.rows, grain_for(x.rows, x.cols), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) context.kernels.rms_norm(x.row(i), weight, eps, y.row(i));
+    });
+    return y;
+}
+
+void gelu(const Context& context, Array& x) {
+    context.pool.run(x.rows, grain_for(x.rows, x.cols),
+                     [&](int64_t begin, int64_t end) { context.kernels.gelu(x.row(begin), (end - begin) * x.cols); });
+}
+
+void silu_multiply(const Context& context, Array& gate, const Array& up) {
+    context.pool.run(gate.rows, grain_for(gate.rows, gate.cols), [&](int64_t begin, int64_t end) {
+        context.kernels.silu_multiply(gate.row(begin), up.row(begin), (end - begin) * gate.cols);
+    });
+}
+
+void add(Array& x, const Array& y) {
+    for (size_t i = 0; i < x.data.size(); ++i) x.data[i] += y.data[i];
+}
+
+void add_row(const Matrix& table, int64_t row, float* y) {
+    const int64_t first = row * table.cols;
+    if (table.type == DType::f32) {
+        const auto* values = static_cast<const float*>(table.data) + first;
+        for (int64_t i = 0; i < table.cols; ++i) y[i] += values[i];
+    } else {
+        const auto* values = static_cast<const uint16_t*>(table.data) + first;
+        for (int64_t i = 0; i < table.cols; ++i) y[i] += std::bit_cast<float>(uint32_t{values[i]} << 16);
+    }
+}
+
+Rope::Rope(int64_t first, int64_t count, int64_t head_dim, double theta)
+    : cosine(count, head_dim / 2), sine(count, head_dim / 2) {
+    for (int64_t i = 0; i < head_dim / 2; ++i) {
+        const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
+        const float frequency = 1.0f / std::pow(static_cast<float>(theta), exponent);
+        for (int64_t t = 0; t < count; ++t) {
+            const float angle = frequency * static_cast<float>(first + t);
+            cosine.row(t)[i] = std::cos(angle);
+            sine.row(t)[i] = std::sin(angle);
+        }
+    }
+}
+
+void rotate(const Context& context, Array& x, const Rope& rope) {
+    const int64_t half = rope.cosine.cols;
+    context.pool.run(x.rows, grain_for(x.rows, x.cols), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            const float* cosine = rope.cosine.row(t);
+            const float* sine = rope.sine.row(t);
+            for (float* head = x.row(t); head < x.row(t) + x.cols; head += 2 * half) {
+                for (int64_t i = 0; i < half; ++i) {
+                    const float a = head[i], b = head[half + i];
+                    head[i] = a * cosine[i] - b * sine[i];
+                    head[half + i] = b * cosine[i] + a * sine[i];
+                }
+            }
+        }
+    });
+}
+
+KeyValues::KeyValues(int64_t heads, int64_t head_dim, int64_t capacity)
+    : heads_(heads), head_dim_(head_dim), capacity_((capacity + kLanes - 1) / kLanes * kLanes) {
+    // calloc: zero pages that the system backs only when they are written
+    const auto count = static_cast<size_t>(heads_ * head_dim_ * std::max(capacity_, kLanes));
+    keys_.reset(static_cast<float*>(std::calloc(count, sizeof(float))));
+    values_.reset(static_cast<float*>(std::calloc(count, sizeof(float))));
+    if (!keys_ || !values_) {
+        throw DeviceError(message("attention cache: expected ", 2 * count * sizeof(float),
+                                  " bytes of memory, got none; use a smaller context"));
+    }
+}
+
+void KeyValues::write(const Context& context, int64_t first, const Array& k, const Array& v) {
+    if (first + k.rows > capacity_) {
+        throw ShapeError(message("attention cache: expected at most ", capacity_, " positions, got ", first + k.rows));
+    }
+    context.pool.run(heads_, grain_for(heads_, k.rows * head_dim_), [&](int64_t begin, int64_t end) {
+        for (int64_t h = begin; h < end; ++h) {
+            float* keys = keys_.get() + h * capacity_ * head_dim_;
+            float* values = values_.get() + h * capacity_ * head_dim_;
+            for (int64_t i = 0; i < k.rows; ++i) {
+                const int64_t t = first + i;
+                float* lane = keys + t / kLanes * kLanes * head_dim_ + t % kLanes;
+                for (int64_t d = 0; d < head_dim_; ++d) lane[d * kLanes] = k.row(i)[h * head_dim_ + d];
+                std::copy_n(v.row(i) + h * head_dim_, head_dim_, values + t * head_dim_);
+            }
+        }
+    });
+}
+
+AttentionHead KeyValues::head(int64_t index) const {
+    const int64_t offset = index * capacity_ * head_dim_;
+    return {.keys = keys_.get() + offset,
+            .values = values_.get() + offset,
+            .value_stride = head_dim_,
+            .head_dim = head_dim_,
+            .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_))};
+}
+
+Array attention(const Context& context, const Array& q, const KeyValues& cache, const std::vector<KeyRange>& ranges) {
+    constexpr int64_t kQueries = 32;  // queries of one task: enough to share the keys, few enough to balance
+    const int64_t head_dim = cache.head_dim();
+    const int64_t heads = q.cols / head_dim;
+    const int64_t blocks = (q.rows + kQueries - 1) / kQueries;
+    int64_t keys = 0;
+    for (const KeyRange& range : ranges) keys = std::max(keys, range.end);
+    Array out(q.rows, q.cols);
+    const int64_t tasks = heads * blocks;
+    context.pool.run(
+        tasks, grain_for(tasks, std::min(kQueries, q.rows) * keys * head_dim), [&](int64_t begin, int64_t end) {
+            std::vector<float> scratch(static_cast<size_t>(4 * (keys + 2 * kLanes)));
+            for (int64_t task = begin; task < end; ++task) {
+                const int64_t h = task / blocks;
+                const int64_t first = task % blocks * kQueries;
+                const int64_t count = std::min(kQueries, q.rows - first);
+                context.kernels.attention(cache.head(h * cache.heads() / heads), q.row(first) + h * head_dim, count,
+                                          ranges.data() + first, out.row(first) + h * head_dim, q.cols, scratch.data());
+            }
+        });
+    return out;
+}
+
+}  // namespace mimo

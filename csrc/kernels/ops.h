@@ -1,0 +1,85 @@
+// Operations on whole arrays: the kernels, cut across the threads of the pool. No state.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+
+#include "base/pool.h"
+#include "base/tap.h"
+#include "kernels/kernels.h"
+
+namespace mimo {
+
+// What every stage is handed: threads, kernels, and who listens.
+struct Context {
+    const Pool& pool;
+    const Kernels& kernels;
+    Tap tap = {};
+};
+
+struct Linear {
+    Matrix weight;  // [out, in]
+    Vector bias;    // [out] or empty
+};
+
+struct LayerNorm {
+    Vector weight;
+    Vector bias;
+};
+
+inline constexpr float kLayerNormEps = 1e-5f;  // torch.nn.LayerNorm and GroupNorm default
+
+// x [n, in] -> [n, out].
+Array linear(const Context& context, const Array& x, const Linear& layer);
+
+// The same over rows that overlap in memory: row i starts at x + i * stride. -> [rows, out].
+Array linear(const Context& context, const float* x, int64_t rows, int64_t stride, const Linear& layer);
+
+Array layer_norm(const Context& context, const Array& x, const LayerNorm& norm);
+Array rms_norm(const Context& context, const Array& x, Vector weight, float eps);
+void gelu(const Context& context, Array& x);
+void silu_multiply(const Context& context, Array& gate, const Array& up);
+void add(Array& x, const Array& y);                        // x += y
+void add_row(const Matrix& table, int64_t row, float* y);  // y[cols] += table[row]
+
+// cos and sin of positions first, first + step, ...: [n, head_dim / 2] each. The two halves of a head share an angle.
+struct Rope {
+    Array cosine;
+    Array sine;
+
+    // inv_freq_i = theta^(-2i / head_dim), angles as float products, as upstream computes them.
+    Rope(int64_t first, int64_t count, int64_t head_dim, double theta);
+};
+
+// Rotates every head of x [n, heads * head_dim] in place: (a, b) -> (a cos - b sin, b cos + a sin) over the halves of
+// the head.
+void rotate(const Context& context, Array& x, const Rope& rope);
+
+// Keys and values of one attention layer in the layout the kernels read; memory appears as positions are written.
+class KeyValues {
+public:
+    KeyValues(int64_t heads, int64_t head_dim, int64_t capacity);
+
+    int64_t heads() const { return heads_; }
+    int64_t head_dim() const { return head_dim_; }
+    int64_t capacity() const { return capacity_; }
+
+    // k, v: [n, heads * head_dim], for positions first, first + 1, ...
+    void write(const Context& context, int64_t first, const Array& k, const Array& v);
+
+    AttentionHead head(int64_t index) const;
+
+private:
+    struct Free {
+        void operator()(float* p) const { std::free(p); }
+    };
+    int64_t heads_, head_dim_, capacity_;
+    std::unique_ptr<float[], Free> keys_;    // [heads, capacity / kLanes, head_dim, kLanes]
+    std::unique_ptr<float[], Free> values_;  // [heads, capacity, head_dim]
+};
+
+// q [n, heads * head_dim], query i over keys ranges[i]; heads is a multiple of the cache's (each serves consecutive
+// query heads).
+Array attention(const Context& context, const Array& q, const KeyValues& cache, const std::vector<KeyRange>& ranges);
+
+}  // namespace mimo
