@@ -1,0 +1,221 @@
+#include "codec/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace mimo {
+namespace {
+
+constexpr float kMagnitudeLimit = 100.0f;  // upstream ISTFTHead clips exp(log magnitude)
+
+// x [T, C] in place: (x - mean) / sqrt(var + eps) over all of x, then scale and shift by channel.
+void group_norm(Array& x, const LayerNorm& norm) {
+    const auto count = static_cast<double>(x.data.size());
+    double mean = 0, variance = 0;
+    for (const float v : x.data) mean += v;
+    mean /= count;
+    for (const float v : x.data) variance += (v - mean) * (v - mean);
+    const double scale = 1.0 / std::sqrt(variance / count + kLayerNormEps);
+    for (int64_t t = 0; t < x.rows; ++t) {
+        for (int64_t c = 0; c < x.cols; ++c) {
+            const auto normed = static_cast<float>((x.row(t)[c] - mean) * scale);
+            x.row(t)[c] = normed * norm.weight[static_cast<size_t>(c)] + norm.bias[static_cast<size_t>(c)];
+        }
+    }
+}
+
+// The first rows of x, zero rows added if it has fewer.
+Array resized(Array x, int64_t rows) {
+    x.data.resize(static_cast<size_t>(rows * x.cols));
+    x.rows = rows;
+    return x;
+}
+
+}  // namespace
+
+CodecDecoder::ConvTranspose CodecDecoder::read_conv(const Weights& weights, int64_t in, int64_t out, int64_t kernel,
+                                                    int64_t stride) {
+    ConvTranspose layer;
+    layer.taps.weight = weights.matrix("conv.weight", {kernel, out, in});
+    layer.taps.weight.rows = kernel * out;
+    layer.taps.weight.cols = in;
+    layer.bias = weights.vector("conv.bias", out);
+    layer.norm = read_layer_norm(weights, "norm", out);
+    layer.kernel = kernel;
+    layer.stride = stride;
+    return layer;
+}
+
+CodecDecoder::CodecDecoder(const CodecConfig& config, const Weights& weights)
+    : config_(config),
+      layers_({.count = config.decoder_layers,
+               .dim = config.d_model,
+               .heads = config.decoder_attention_heads,
+               .ffn_dim = config.decoder_ffn_dim,
+               .causal = config.decoder_causal,
+               .left = config.decoder_attn_window_size[0],
+               .right = config.decoder_attn_window_size[1],
+               .rope_theta = config.rope_theta},
+              weights),
+      norm_(read_layer_norm(weights, "layer_norm", config.d_model)),
+      dconv2_(read_conv(weights.under("dconv2"), config.d_model, config.n_mels, config.decoder_kernel_size,
+                        config.decoder_stride_size)),
+      vocoder_({.count = config.vocoder_num_layers,
+                .dim = config.vocoder_dim,
+                .heads = config.vocoder_attention_heads,
+                .ffn_dim = config.vocoder_intermediate_dim,
+                .causal = false,
+                .left = config.vocoder_attn_window_size[0],
+                .right = config.vocoder_attn_window_size[1],
+                .rope_theta = config.rope_theta},
+               weights.under("vocoder")),
+      vocoder_norm_(read_layer_norm(weights.under("vocoder"), "layer_norm", config.vocoder_dim)),
+      fft_(config.nfft),
+      window_(hann_window(config.nfft)) {
+    if (config.avg_pooler > 1) {
+        dconv1_ =
+            read_conv(weights.under("dconv1"), config.d_model, config.d_model, config.avg_pooler, config.avg_pooler);
+    }
+    const Weights vocoder = weights.under("vocoder");
+    vocoder_in_ = {vocoder.matrix("embeddings.weight", {config.vocoder_dim, config.n_mels}), {}};
+    head_ = {vocoder.matrix("head.out.weight", {config.nfft + 2, config.vocoder_dim}),
+             vocoder.vector("head.out.bias", config.nfft + 2)};
+}
+
+// Transposed convolution, GroupNorm, and the causal trim of the last kernel - stride frames: x [T, in] -> [T * stride,
+// out]. The norm sees the frames that the trim removes.
+Array CodecDecoder::up(const Context& context, const Array& x, const ConvTranspose& layer, const std::string& name,
+                       const std::string& norm_name) {
+    const int64_t out = static_cast<int64_t>(layer.bias.size());
+    const Array taps = linear(context, x, layer.taps);  // [T, kernel * out]
+    Array y((x.rows - 1) * layer.stride + layer.kernel, out);
+    for (int64_t t = 0; t < y.rows; ++t) std::copy(layer.bias.begin(), layer.bias.end(), y.row(t));
+    for (int64_t t = 0; t < x.rows; ++t) {
+        float* target = y.row(t * layer.stride);
+        for (int64_t i = 0; i < layer.kernel * out; ++i) target[i] += taps.row(t)[i];
+    }
+    context.tap(name, y);
+    group_norm(y, layer.norm);
+    context.tap(norm_name, y);
+    return resized(std::move(y), x.rows * layer.stride);
+}
+
+std::vector<float> CodecDecoder::operator()(const Context& context, const Array& hidden, int64_t batch_frames) const {
+    if (hidden.rows < 1) throw InputError("decode: expected at least one code frame, got none");
+    Array x = resized(hidden, batch_frames);
+    context.tap("codec_decoder.rvq", hidden);
+    if (dconv1_) x = up(context, x, *dconv1_, "codec_decoder.dconv1_conv", "codec_decoder.dconv1");
+    x = resized(std::move(x),
+                hidden.rows * config_.avg_pooler);  // the layers see the item alone, without the batch's padding
+    layers_.run(context, x, "codec_decoder");
+    x = layer_norm(context, x, norm_);
+    context.tap("codec_decoder.layer_norm", x);
+
+    const int64_t mel_frames = x.rows * config_.decoder_stride_size;
+    x = up(context, resized(std::move(x), batch_frames * config_.avg_pooler), dconv2_, "codec_decoder.dconv2_conv",
+           "codec_decoder.dconv2_norm");
+    const int64_t batch_mel_frames = x.rows;
+    x = resized(std::move(x), mel_frames);
+    context.tap("codec_decoder.coarse_mel", x);
+
+    x = linear(context, x, vocoder_in_);
+    context.tap("vocoder.embed", x);
+    vocoder_.run(context, x, "vocoder");
+    x = layer_norm(context, x, vocoder_norm_);
+    context.tap("vocoder.norm", x);
+    const Array head = linear(context, resized(std::move(x), batch_mel_frames), head_);
+    context.tap("vocoder.head", head);
+    return inverse_stft(context, head);
+}
+
+// head [F, nfft + 2] -> [F * hop]: windowed inverse FFTs, overlap-add, division by the summed squared window, and the
+// "same" cut of (nfft - hop) / 2 samples on both sides. The imaginary parts of the first and last bin do not enter a
+// real signal.
+std::vector<float> CodecDecoder::inverse_stft(const Context& context, const Array& head) const {
+    const int64_t size = fft_.size(), bins = size / 2 + 1, hop = config_.hop_length;
+    Array frames(head.rows, size);
+    context.pool.run(head.rows, 16, [&](int64_t begin, int64_t end) {
+        std::vector<std::complex<double>> spectrum(static_cast<size_t>(size)), signal(static_cast<size_t>(size));
+        for (int64_t t = begin; t < end; ++t) {
+            for (int64_t bin = 0; bin < bins; ++bin) {
+                const float magnitude = std::min(std::exp(head.row(t)[bin]), kMagnitudeLimit);
+                const float phase = head.row(t)[bins + bin];
+                const double imaginary = bin == 0 || bin == bins - 1 ? 0.0 : magnitude * std::sin(phase);
+                const std::complex<double> value(magnitude * std::cos(phase), imaginary);
+                spectrum[static_cast<size_t>(bin)] =
+                    std::conj(value);  // forward of the conjugate = inverse for a real signal
+                if (bin > 0) spectrum[static_cast<size_t>(size - bin)] = value;
+            }
+            fft_.forward(spectrum, signal);
+            for (int64_t n = 0; n < size; ++n) {
+                frames.row(t)[n] =
+                    static_cast<float>(signal[static_cast<size_t>(n)].real() / static_cast<double>(size)) *
+                    window_[static_cast<size_t>(n)];
+            }
+        }
+    });
+    const int64_t cut = (size - hop) / 2, samples = head.rows * hop;
+    std::vector<float> wav(static_cast<size_t>(samples)), envelope(static_cast<size_t>(samples));
+    for (int64_t t = 0; t < head.rows; ++t) {
+        for (int64_t n = 0; n < size; ++n) {
+            const int64_t at = t * hop + n - cut;
+            if (at < 0 || at >= samples) continue;
+            wav[static_cast<size_t>(at)] += frames.row(t)[n];
+            envelope[static_cast<size_t>(at)] += window_[static_cast<size_t>(n)] * window_[static_cast<size_t>(n)];
+        }
+    }
+    for (size_t i = 0; i < wav.size(); ++i) wav[i] /= envelope[i];
+    return wav;
+}
+
+StreamingDecoder::StreamingDecoder(int64_t left_overlap, int64_t right_overlap)
+    : left_(left_overlap), right_(right_overlap) {
+    if (left_overlap < 0 || right_overlap < 0) {
+        throw InputError(message("streaming decoder: expected overlaps of at least 0 code frames, got ", left_overlap,
+                                 " and ", right_overlap));
+    }
+}
+
+std::vector<std::optional<std::vector<float>>> StreamingDecoder::push(const Context& context,
+                                                                      const CodecDecoder& decoder,
+                                                                      std::vector<Array> chunks, bool last) {
+    if (streams_.empty()) streams_.resize(chunks.size());
+    if (chunks.size() != streams_.size()) {
+        throw ShapeError(
+            message("streaming decoder: expected chunks for ", streams_.size(), " streams, got ", chunks.size()));
+    }
+    int64_t longest = 0;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+        Array& history = streams_[i].history;
+        history.cols = chunks[i].cols;
+        history.rows += chunks[i].rows;
+        history.data.insert(history.data.end(), chunks[i].data.begin(), chunks[i].data.end());
+        longest = std::max(longest, history.rows);
+    }
+    std::vector<std::optional<std::vector<float>>> pieces;
+    for (Stream& stream : streams_) {
+        const int64_t frames = stream.history.rows;
+        if (!last && frames <= right_) {
+            stream.processed = 0;
+            pieces.emplace_back();
+            continue;
+        }
+        const std::vector<float> wav = decoder(context, stream.history, longest);
+        const int64_t end =
+            last ? longest : frames - right_;  // the last call does not cut a shorter stream, as upstream
+        const int64_t rate = decoder.samples_per_frame();
+        const int64_t begin = std::min(stream.processed, end);
+        pieces.emplace_back(std::vector<float>(wav.begin() + begin * rate, wav.begin() + end * rate));
+        stream.processed = last ? frames : end;
+        if (!last && frames > left_) {
+            const int64_t dropped = frames - left_;
+            stream.history.data.erase(stream.history.data.begin(),
+                                      stream.history.data.begin() + dropped * stream.history.cols);
+            stream.history.rows = left_;
+            stream.processed -= dropped;
+        }
+    }
+    return pieces;
+}
+
+}  // namespace mimo

@@ -1,0 +1,72 @@
+// codes at 25 Hz -> wav at 24 kHz: RVQ rows, two transposed convolutions with GroupNorm around a causal transformer (a
+// coarse mel at 100 Hz), then the vocoder: a windowed transformer that predicts magnitude and phase, and an inverse
+// STFT. Upstream: modeling_audio_tokenizer.py AudioDecoder, TransformerVocos, ISTFTHead, ISTFT, streaming_decode.
+#pragma once
+
+#include <optional>
+
+#include "codec/fft.h"
+#include "codec/layers.h"
+
+namespace mimo {
+
+class CodecDecoder {
+public:
+    CodecDecoder(const CodecConfig& config, const Weights& weights);
+
+    int64_t samples_per_frame() const { return config_.samples_per_code_frame(); }
+
+    // hidden [T, D] (rvq.decode) -> wav [batch_frames * samples_per_frame()].
+    // batch_frames >= T: the longest item of upstream's padded batch; GroupNorm and the vocoder's head see the padding.
+    // Alone, it is T.
+    std::vector<float> operator()(const Context& context, const Array& hidden, int64_t batch_frames) const;
+
+private:
+    struct ConvTranspose {
+        Linear taps;     // weight [kernel * out, in]
+        Vector bias;     // [out]
+        LayerNorm norm;  // GroupNorm with one group: statistics over channels and the whole time axis
+        int64_t kernel = 0, stride = 0;
+    };
+
+    static ConvTranspose read_conv(const Weights& weights, int64_t in, int64_t out, int64_t kernel, int64_t stride);
+    static Array up(const Context& context, const Array& x, const ConvTranspose& layer, const std::string& name,
+                    const std::string& norm_name);
+
+    CodecConfig config_;
+    std::optional<ConvTranspose> dconv1_;  // only if avg_pooler > 1
+    Layers layers_;
+    LayerNorm norm_;
+    ConvTranspose dconv2_;
+    Linear vocoder_in_;
+    Layers vocoder_;
+    LayerNorm vocoder_norm_;
+    Linear head_;  // [nfft + 2, vocoder_dim]: log magnitudes, then phases
+    Fft fft_;
+    std::vector<float> window_;
+
+    std::vector<float> inverse_stft(const Context& context, const Array& head) const;
+};
+
+// Upstream's streaming_decode for a batch of streams: every call decodes the kept history and the new chunk again.
+class StreamingDecoder {
+public:
+    StreamingDecoder(int64_t left_overlap, int64_t right_overlap);
+
+    // chunks: hidden rows [T_i, D] of each stream, the same streams in each call. Returns each stream's new samples, or
+    // nothing while a stream is no longer than the right overlap. last: everything left comes out.
+    std::vector<std::optional<std::vector<float>>> push(const Context& context, const CodecDecoder& decoder,
+                                                        std::vector<Array> chunks, bool last);
+
+    struct Stream {
+        Array history;          // rows kept for the next call
+        int64_t processed = 0;  // of them, how many have been given out
+    };
+    const std::vector<Stream>& streams() const { return streams_; }
+
+private:
+    int64_t left_, right_;
+    std::vector<Stream> streams_;
+};
+
+}  // namespace mimo
