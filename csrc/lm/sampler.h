@@ -1,0 +1,28 @@
+// Logits -> one index: temperature, top-k, top-p, removal, then the best or a draw. In that order, as upstream's
+// MiMoSampler.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/rng.h"
+
+namespace mimo {
+
+struct Sampling {
+    bool sample = false;  // false: the best candidate
+    float temperature = 1.0f;
+    int64_t top_k = 0;   // keep the k best and whatever ties with the last of them; 0: all
+    float top_p = 0.0f;  // keep the best candidates that together reach p; outside (0, 1]: all
+};
+
+// Scaled logits, -infinity where a candidate is filtered. Throws InputError on a temperature that is not above 0.
+std::vector<float> filter_scores(std::span<const float> logits, const Sampling& sampling);
+
+// removed: indices that may not come out, taken away after the filters. If nothing is left the best index is 0 and a
+// draw throws InputError, as upstream. Throws InputError if a logit is NaN.
+int32_t sample(std::span<const float> logits, const Sampling& sampling, std::span<const int32_t> removed,
+               const Draw& draw);
+
+}  // namespace mimo
