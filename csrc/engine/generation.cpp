@@ -1,0 +1,64 @@
+#include "engine/generation.h"
+
+#include <algorithm>
+
+namespace mimo {
+namespace {
+
+constexpr int64_t kRepeatedPositions = 48;
+constexpr int64_t kLongestPeriod = 8;
+
+}  // namespace
+
+bool repeats_itself(const Positions& positions, const LmConfig& lm) {
+    const int64_t count = positions.count(), width = lm.group_size * lm.audio_channels;
+    if (count < kRepeatedPositions) return false;
+    for (int64_t period = 1; period <= kLongestPeriod; ++period) {
+        const int64_t first = count - kRepeatedPositions;
+        const auto same = [&](const std::vector<int32_t>& values, int64_t step) {
+            return std::equal(values.begin() + (first + period) * step, values.end(), values.begin() + first * step);
+        };
+        if (same(positions.tokens, 1) && same(positions.codes, width)) return true;
+    }
+    return false;
+}
+
+Generation::Generation(std::shared_ptr<State> state, Positions prompt, GenerationOptions options)
+    : state_(std::move(state)), unread_(std::move(prompt)), options_(std::move(options)) {
+    if (options_.max_new < 1)
+        throw InputError(message("generate: expected at least 1 new position, got ", options_.max_new));
+}
+
+std::optional<Generation::Step> Generation::next(const Tap& tap) {
+    if (ending_ != Ending::none) return {};
+    if (cancelled_) {
+        ending_ = Ending::cancelled;
+        return {};
+    }
+    state_->prefill(unread_, tap);
+    if (reply_.count() == 0) prompt_total_ = state_->length();
+
+    const Config& config = state_->model().config;
+    const Task& task = options_.task;
+    const int64_t total = prompt_total_ + reply_.count();
+    const int64_t least = prompt_total_ + options_.min_new;
+    const int64_t most = std::min(prompt_total_ + options_.max_new, state_->capacity());
+    const std::vector<int32_t> removed = total < least ? task.stop : std::vector<int32_t>{};
+
+    Step step = {.token = state_->sample_token(task.text, removed, tap), .patch = {}};
+    if (step.token == config.tokens.empty) step.patch = state_->decode_patch(task.speech, tap);
+    unread_ = {};
+    append(unread_, step.token, step.patch ? &*step.patch : nullptr, config.lm);
+    append(reply_, unread_);
+
+    if (is_done(total + 1, step.token, task.stop, least, 0)) {
+        ending_ = Ending::stop_token;
+    } else if (total + 1 >= most) {
+        ending_ = Ending::max_length;
+    } else if (options_.guard && repeats_itself(reply_, config.lm)) {
+        ending_ = Ending::guard;
+    }
+    return step;
+}
+
+}  // namespace mimo

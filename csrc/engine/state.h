@@ -1,0 +1,47 @@
+// One conversation: what the backbone has read so far, and what it thinks comes next. Not for two threads at once; any
+// number of States of one Model may run side by side.
+#pragma once
+
+#include <memory>
+
+#include "engine/model.h"
+
+namespace mimo {
+
+class State {
+public:
+    // seed, stream: of the random draws; conversations of one seed differ by stream. context: positions to make room
+    // for, 0 for the model's own limit.
+    explicit State(std::shared_ptr<const Model> model, uint64_t seed = 0, uint32_t stream = 0, int64_t context = 0);
+
+    const Model& model() const { return *model_; }
+    int64_t length() const { return cache_.length; }  // positions read
+    int64_t capacity() const { return capacity_; }
+
+    // Reads more positions. Throws InputError, and changes nothing, if they are none, do not fit or hold unknown tokens
+    // or codes.
+    void prefill(const Positions& positions, const Tap& tap = {});
+
+    // Forgets all positions from `length` on. prefill must follow.
+    void rewind(int64_t length);
+
+    // After the last position read; each throws InputError if there is none.
+    const Array& hidden() const;                                // [1, hidden_size], after the final norm
+    std::vector<float> text_logits(const Tap& tap = {}) const;  // [vocab_size]
+    Array local_hidden() const;                                 // [1, local_dim], the patch decoder's first input
+    int32_t sample_token(const Sampling& sampling, std::span<const int32_t> removed, const Tap& tap = {}) const;
+    Codes decode_patch(const Sampling& sampling, const Tap& tap = {});  // [K, G]
+
+private:
+    Draw draw() const { return {.seed = seed_, .stream = stream_, .position = static_cast<uint32_t>(length())}; }
+
+    std::shared_ptr<const Model> model_;
+    uint64_t seed_;
+    uint32_t stream_;
+    int64_t capacity_;
+    KvCache cache_;
+    KvCache patch_cache_;
+    Array hidden_;
+};
+
+}  // namespace mimo
