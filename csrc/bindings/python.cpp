@@ -313,11 +313,13 @@ void bind_state(py::module_& module) {
         .def("local_hidden", [](const State& s) { return to_numpy(s.local_hidden().data); })
         .def(
             "decode_patch",
-            [](State& s, const Sampling& speech, const Listener& tap) {
+            [](State& s, const Sampling& speech, const Listener& tap, const std::optional<Ints>& forced) {
                 const Tap listener = to_tap(tap);
-                return to_numpy(without_gil([&] { return s.decode_patch(speech, listener); }));
+                const auto codes = to_optional_codes(forced, "decode_patch");
+                return to_numpy(
+                    without_gil([&] { return s.decode_patch(speech, listener, codes ? &*codes : nullptr); }));
             },
-            py::arg("speech"), py::arg("tap") = py::none());
+            py::arg("speech"), py::arg("tap") = py::none(), py::arg("forced") = py::none());
 
     py::class_<Generation>(module, "Generation")
         .def(py::init([](const std::shared_ptr<State>& state, const Ints& ids, const Sampling& text,

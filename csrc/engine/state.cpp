@@ -72,10 +72,10 @@ int32_t State::sample_token(const Sampling& sampling, std::span<const int32_t> r
     return sample(text_logits(tap), sampling, removed, draw());
 }
 
-Codes State::decode_patch(const Sampling& sampling, const Tap& tap) {
+Codes State::decode_patch(const Sampling& sampling, const Tap& tap, const Codes* forced) {
     const Array input = local_hidden();
     tap("backbone.local_hidden", {input.cols}, input.data.data());
-    return model_->patch_decoder(model_->context(tap), input, model_->speech_embeddings, sampling, draw(),
+    return model_->patch_decoder(model_->context(tap), input, model_->speech_embeddings, sampling, draw(), forced,
                                  patch_cache_);
 }
 

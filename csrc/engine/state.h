@@ -30,7 +30,7 @@ public:
     std::vector<float> text_logits(const Tap& tap = {}) const;  // [vocab_size]
     Array local_hidden() const;                                 // [1, local_dim], the patch decoder's first input
     int32_t sample_token(const Sampling& sampling, std::span<const int32_t> removed, const Tap& tap = {}) const;
-    Codes decode_patch(const Sampling& sampling, const Tap& tap = {});  // [K, G]
+    Codes decode_patch(const Sampling& sampling, const Tap& tap = {}, const Codes* forced = nullptr);  // [K, G]
 
 private:
     Draw draw() const { return {.seed = seed_, .stream = stream_, .position = static_cast<uint32_t>(length())}; }

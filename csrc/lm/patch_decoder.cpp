@@ -17,7 +17,11 @@ PatchDecoder::PatchDecoder(const Config& config, const Weights& weights)
 }
 
 Codes PatchDecoder::operator()(const Context& context, Array input, const SpeechEmbeddings& speech,
-                               const Sampling& sampling, Draw draw, KvCache& cache) const {
+                               const Sampling& sampling, Draw draw, const Codes* forced, KvCache& cache) const {
+    if (forced && (forced->levels != lm_.audio_channels || forced->frames != lm_.group_size)) {
+        throw ShapeError(message("patch decoder: expected forced codes [", lm_.audio_channels, ", ", lm_.group_size,
+                                 "], got [", forced->levels, ", ", forced->frames, "]"));
+    }
     Codes patch(lm_.audio_channels, lm_.group_size);
     cache.length = 0;
     for (int64_t step = 0; step < lm_.local_steps(); ++step) {
@@ -34,7 +38,8 @@ Codes PatchDecoder::operator()(const Context& context, Array input, const Speech
             const auto empty = static_cast<int32_t>(lm_.speech_zeroemb_idx[static_cast<size_t>(level)]);
             draw.step = static_cast<uint32_t>(step);
             draw.level = static_cast<uint32_t>(level + 1);
-            patch.at(level, frame) = mimo::sample(logits.data, sampling, {&empty, 1}, draw);
+            patch.at(level, frame) =
+                forced ? forced->at(level, frame) : sample(logits.data, sampling, {&empty, 1}, draw);
             speech.add_code(level, patch.at(level, frame), sum.row(0));
         }
         input = widen_ ? linear(context, sum, to_local_) : std::move(sum);

@@ -18,9 +18,9 @@ public:
     Array enter(const Context& context, const Array& hidden) const { return linear(context, hidden, down_); }
 
     // input: enter(hidden). draw: seed, stream and position; step and level are filled in. The empty code is never
-    // made.
+    // made. forced: codes [K, G] to take instead of sampling, to see the logits along a given patch; or null.
     Codes operator()(const Context& context, Array input, const SpeechEmbeddings& speech, const Sampling& sampling,
-                     Draw draw, KvCache& cache) const;
+                     Draw draw, const Codes* forced, KvCache& cache) const;
 
 private:
     LmConfig lm_;

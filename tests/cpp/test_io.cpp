@@ -1,0 +1,95 @@
+// The bundle's files: hashes, safetensors, and what is said of damaged ones.
+#include <unistd.h>
+
+#include <fstream>
+
+#include "check.h"
+#include "io/bundle.h"
+#include "io/sha256.h"
+
+using namespace mimo;
+
+namespace {
+
+class TemporaryFolder {
+public:
+    TemporaryFolder() : path_(std::filesystem::temp_directory_path() / ("mimo-test-" + std::to_string(getpid()))) {
+        std::filesystem::create_directories(path_);
+    }
+    ~TemporaryFolder() { std::filesystem::remove_all(path_); }
+
+    std::filesystem::path write(const std::string& name, const std::string& bytes) const {
+        std::ofstream(path_ / name, std::ios::binary) << bytes;
+        return path_ / name;
+    }
+    const std::filesystem::path& path() const { return path_; }
+
+private:
+    std::filesystem::path path_;
+};
+
+std::string safetensors(const std::string& header, size_t body_bytes) {
+    std::string bytes(8, '\0');
+    for (size_t i = 0; i < 8; ++i) bytes[i] = static_cast<char>(header.size() >> (8 * i));
+    return bytes + header + std::string(body_bytes, '\0');
+}
+
+std::string hash(const std::string& text) {
+    return sha256_hex({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+}
+
+}  // namespace
+
+TEST(sha256_gives_the_published_hashes) {  // FIPS 180-4 examples, and a length on each side of the padding border
+    CHECK_EQ(hash(""), std::string("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"));
+    CHECK_EQ(hash("abc"), std::string("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
+    CHECK_EQ(hash("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"),
+             std::string("248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"));
+    CHECK_EQ(hash(std::string(1000000, 'a')),
+             std::string("cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"));
+}
+
+TEST(safetensors_reads_what_it_should) {
+    const TemporaryFolder folder;
+    const std::string header =
+        R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]}})";
+    const Safetensors file(folder.write("w", safetensors(header, 32)));
+    CHECK_EQ(file.get("a", {2, 3}).shape.size(), size_t{2});
+    CHECK_EQ(file.unused().size(), size_t{1});
+    CHECK(file.find("c") == nullptr);
+    CHECK_THROWS(file.get("a", {3, 2}), BundleError, "expected shape [3, 2] for a, got [2, 3]");
+    CHECK_THROWS(file.get("c", {1}), BundleError, "expected tensor c");
+    CHECK_THROWS(Weights(file).vector("b", 4), BundleError, "expected F32 for b");
+}
+
+TEST(safetensors_refuses_damage) {
+    const TemporaryFolder folder;
+    const auto refused = [&](const std::string& bytes, const char* part) {
+        CHECK_THROWS(Safetensors(folder.write("w", bytes)), BundleError, part);
+    };
+    const std::string one = R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}})";
+    refused("", "truncated");
+    refused(safetensors(one, 24).substr(0, 20), "truncated");
+    refused(safetensors(one, 23), "truncated or altered");
+    refused(safetensors(R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[4,28]}})", 28), "gap or overlap");
+    refused(safetensors(R"({"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}})", 8), "got F64");
+    refused(safetensors(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}})", 0), "sensible shape");
+    refused(safetensors(R"({"a":{"dtype":"F32","shape":[4503599627370496,4503599627370496],"data_offsets":[0,0]}})", 0),
+            "sensible shape");
+    refused(safetensors("{", 0), "json");
+    CHECK_THROWS(Safetensors(folder.path() / "nothing"), BundleError, "readable file");
+    CHECK_THROWS(Safetensors(folder.path()), BundleError, "readable file");
+}
+
+TEST(bundle_says_what_is_wrong) {
+    const TemporaryFolder folder;
+    CHECK_THROWS(Bundle(folder.path(), false), BundleError, "mimo-edge build");
+    folder.write("bundle.json", R"({"format": "something else"})");
+    CHECK_THROWS(Bundle(folder.path(), false), BundleError, "another kind of file");
+    folder.write("bundle.json", R"({"format": "mimo-edge bundle", "revision": 2})");
+    CHECK_THROWS(Bundle(folder.path(), false), BundleError, "expected revision 1, got 2; update mimo-edge");
+    folder.write("bundle.json", R"({"format": "mimo-edge bundle", "revision": 1})");
+    CHECK_THROWS(Bundle(folder.path(), false), BundleError, "lm");
+    folder.write("bundle.json", "[");
+    CHECK_THROWS(Bundle(folder.path(), false), BundleError, "bundle.json");
+}
