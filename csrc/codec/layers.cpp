@@ -4,6 +4,20 @@
 
 namespace mimo {
 
+namespace {
+
+// [n, head_dim / 2] -> [n, head_dim], the table as upstream keeps it.
+Array both_halves(const Array& table) {
+    Array out(table.rows, 2 * table.cols);
+    for (int64_t t = 0; t < table.rows; ++t) {
+        std::copy_n(table.row(t), table.cols, out.row(t));
+        std::copy_n(table.row(t), table.cols, out.row(t) + table.cols);
+    }
+    return out;
+}
+
+}  // namespace
+
 LayerNorm read_layer_norm(const Weights& weights, const std::string& name, int64_t dim) {
     const Weights w = weights.under(name);
     return {.weight = w.vector("weight", dim), .bias = w.vector("bias", dim)};
@@ -36,6 +50,10 @@ std::optional<Array> Layers::run(const Context& context, Array& x, const std::st
                           right < 0 ? n : std::min(n, i + right + 1)});
     }
     const Rope rope(0, n, config_.dim / config_.heads, config_.rope_theta);
+    if (context.tap) {
+        context.tap(name + ".rope_cos", both_halves(rope.cosine));
+        context.tap(name + ".rope_sin", both_halves(rope.sine));
+    }
     KeyValues cache(config_.heads, config_.dim / config_.heads, n);
     std::optional<Array> kept;
     for (size_t i = 0; i < layers_.size(); ++i) {

@@ -3,7 +3,8 @@
 namespace mimo {
 
 Qwen2Config backbone_config(const LmConfig& lm) {
-    return {.layers = lm.num_hidden_layers,
+    return {.name = "backbone",
+            .layers = lm.num_hidden_layers,
             .hidden = lm.hidden_size,
             .heads = lm.num_attention_heads,
             .kv_heads = lm.num_key_value_heads,
@@ -16,8 +17,9 @@ Qwen2Config backbone_config(const LmConfig& lm) {
 namespace {
 
 // The local stacks share the backbone's RoPE base and norm epsilon; every head has its own keys.
-Qwen2Config local_config(const LmConfig& lm, int64_t layers, int64_t dim, int64_t ffn) {
-    return {.layers = layers,
+Qwen2Config local_config(const LmConfig& lm, const char* name, int64_t layers, int64_t dim, int64_t ffn) {
+    return {.name = name,
+            .layers = layers,
             .hidden = dim,
             .heads = lm.local_attn_heads,
             .kv_heads = lm.local_attn_heads,
@@ -30,11 +32,11 @@ Qwen2Config local_config(const LmConfig& lm, int64_t layers, int64_t dim, int64_
 }  // namespace
 
 Qwen2Config patch_encoder_config(const LmConfig& lm) {
-    return local_config(lm, lm.input_local_layers, lm.input_local_dim, 4 * lm.input_local_dim);
+    return local_config(lm, "patch_encoder", lm.input_local_layers, lm.input_local_dim, 4 * lm.input_local_dim);
 }
 
 Qwen2Config patch_decoder_config(const LmConfig& lm) {
-    return local_config(lm, lm.local_layers, lm.local_dim, lm.local_ffn_dim);
+    return local_config(lm, "patch_decoder", lm.local_layers, lm.local_dim, lm.local_ffn_dim);
 }
 
 KvCache::KvCache(const Qwen2Config& config, int64_t capacity) {
@@ -74,12 +76,14 @@ Qwen2::Qkv Qwen2::project(const Context& context, const Layer& layer, const Arra
     return out;
 }
 
-void Qwen2::finish(const Context& context, const Layer& layer, const Array& attended, Array& x) const {
+void Qwen2::finish(const Context& context, size_t index, const Array& attended, Array& x) const {
+    const Layer& layer = layers_[index];
     add(x, linear(context, attended, layer.o));
     const Array normed = rms_norm(context, x, layer.ffn_norm, config_.eps);
     Array gate = linear(context, normed, layer.gate);
     silu_multiply(context, gate, linear(context, normed, layer.up));
     add(x, linear(context, gate, layer.down));
+    if (context.tap) context.tap(config_.name + ".layer" + std::to_string(index), x);
 }
 
 Array Qwen2::append(const Context& context, Array x, KvCache& cache) const {
@@ -89,7 +93,7 @@ Array Qwen2::append(const Context& context, Array x, KvCache& cache) const {
     for (size_t i = 0; i < layers_.size(); ++i) {
         const auto [q, k, v] = project(context, layers_[i], x, rope);
         cache.layers[i].write(context, cache.length, k, v);
-        finish(context, layers_[i], attention(context, q, cache.layers[i], ranges), x);
+        finish(context, i, attention(context, q, cache.layers[i], ranges), x);
     }
     cache.length += x.rows;
     return rms_norm(context, x, norm_, config_.eps);
@@ -107,10 +111,10 @@ Array Qwen2::blocks(const Context& context, Array x, int64_t block, bool bidirec
         std::copy_n(rope.sine.row(i - first), rope.sine.cols, rope.sine.row(i));
     }
     KeyValues cache(config_.kv_heads, config_.head_dim, x.rows);
-    for (const Layer& layer : layers_) {
-        const auto [q, k, v] = project(context, layer, x, rope);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const auto [q, k, v] = project(context, layers_[i], x, rope);
         cache.write(context, 0, k, v);
-        finish(context, layer, attention(context, q, cache, ranges), x);
+        finish(context, i, attention(context, q, cache, ranges), x);
     }
     return rms_norm(context, x, norm_, config_.eps);
 }

@@ -12,6 +12,7 @@
 namespace mimo {
 
 struct Qwen2Config {
+    std::string name;  // of its taps: "<name>.layer<i>"
     int64_t layers, hidden, heads, kv_heads, head_dim, ffn;
     double rope_theta;
     float eps;
@@ -54,7 +55,8 @@ private:
         Array q, k, v;
     };
     Qkv project(const Context& context, const Layer& layer, const Array& x, const Rope& rope) const;
-    void finish(const Context& context, const Layer& layer, const Array& attended, Array& x) const;
+    // x after layer `index`, given its attention.
+    void finish(const Context& context, size_t index, const Array& attended, Array& x) const;
 
     Qwen2Config config_;
     std::vector<Layer> layers_;

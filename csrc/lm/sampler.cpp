@@ -24,11 +24,15 @@ void keep_top_k(std::vector<float>& scores, int64_t k) {
 
 // Keeps the best candidates until their probability reaches p; the best one always stays.
 void keep_top_p(std::vector<float>& scores, float p) {
-    if (!(p > 0 && p < 1)) return;  // p = 1 keeps all
+    if (!(p > 0 && p <= 1)) return;
     const float best = *std::max_element(scores.begin(), scores.end());
     std::vector<double> mass(scores.size());
     double total = 0;
-    for (size_t i = 0; i < scores.size(); ++i) total += mass[i] = std::exp(static_cast<double>(scores[i] - best));
+    for (size_t i = 0; i < scores.size(); ++i) total += mass[i] = std::exp(scores[i] - best);
+    if (p == 1) {  // removes only what is too unlikely for a float, as upstream
+        for (size_t i = 0; i < scores.size(); ++i) scores[i] = mass[i] > 0 ? scores[i] : kRemoved;
+        return;
+    }
     // A candidate below (1 - p) / n of the mass cannot be kept: all such together are less than 1 - p. This leaves few
     // to sort.
     const double negligible = (1.0 - p) / static_cast<double>(scores.size()) * total;
