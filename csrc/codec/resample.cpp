@@ -13,6 +13,15 @@ namespace {
 constexpr double kFilterWidth = 6;  // zero crossings on each side
 constexpr double kRolloff = 0.99;   // of the lower Nyquist frequency
 
+// scale * sinc(t) * cos^2(pi t / (2 * width)) at t zero crossings from the centre, 0 beyond the width.
+float weight(double t, double scale) {
+    if (std::abs(t) >= kFilterWidth) return 0;
+    const double angle = t * std::numbers::pi;
+    const double window = std::cos(angle / kFilterWidth / 2);
+    const double sinc = angle == 0 ? 1.0 : std::sin(angle) / angle;
+    return static_cast<float>(sinc * window * window * scale);
+}
+
 }  // namespace
 
 std::vector<float> resample(std::span<const float> wav, int64_t from_hz, int64_t to_hz) {
@@ -23,22 +32,21 @@ std::vector<float> resample(std::span<const float> wav, int64_t from_hz, int64_t
     const int64_t common = std::gcd(from_hz, to_hz);
     const int64_t from = from_hz / common, to = to_hz / common;
     const double cutoff = kRolloff * static_cast<double>(std::min(from, to));
-    const auto width = static_cast<int64_t>(std::ceil(kFilterWidth * static_cast<double>(from) / cutoff));
-    const int64_t taps = 2 * width + from;
-
-    // kernel[phase, tap] = sinc(pi t) cos^2(pi t / 12) cutoff / from, t = (tap - width) / from - phase / to in units of
-    // 1 / cutoff
+    // Output i lies at input position i * from / to; inputs within `reach` of it have a weight. They differ by phase, i
+    // % to.
+    const double reach = kFilterWidth * static_cast<double>(from) / cutoff;
+    const auto taps = static_cast<int64_t>(2 * std::ceil(reach)) + 1;
+    const auto first_of = [&](int64_t phase) {
+        const double centre = static_cast<double>(phase) * static_cast<double>(from) / static_cast<double>(to);
+        return static_cast<int64_t>(std::ceil(centre - reach));
+    };
     std::vector<float> kernel(static_cast<size_t>(to * taps));
     for (int64_t phase = 0; phase < to; ++phase) {
         for (int64_t tap = 0; tap < taps; ++tap) {
-            double t = -static_cast<double>(phase) / static_cast<double>(to) +
-                       static_cast<double>(tap - width) / static_cast<double>(from);
-            t = std::clamp(t * cutoff, -kFilterWidth, kFilterWidth);
-            const double window = std::pow(std::cos(t * std::numbers::pi / kFilterWidth / 2), 2);
-            const double angle = t * std::numbers::pi;
-            const double sinc = angle == 0 ? 1.0 : std::sin(angle) / angle;
+            const double distance = static_cast<double>(first_of(phase) + tap) / static_cast<double>(from) -
+                                    static_cast<double>(phase) / static_cast<double>(to);
             kernel[static_cast<size_t>(phase * taps + tap)] =
-                static_cast<float>(sinc * window * cutoff / static_cast<double>(from));
+                weight(distance * cutoff, cutoff / static_cast<double>(from));
         }
     }
 
@@ -46,7 +54,7 @@ std::vector<float> resample(std::span<const float> wav, int64_t from_hz, int64_t
     const int64_t length = (samples * to + from - 1) / from;
     std::vector<float> out(static_cast<size_t>(length));
     for (int64_t i = 0; i < length; ++i) {
-        const int64_t start = i / to * from - width;
+        const int64_t start = i / to * from + first_of(i % to);
         const float* taps_of = kernel.data() + i % to * taps;
         float sum = 0;
         for (int64_t tap = std::max<int64_t>(0, -start); tap < std::min(taps, samples - start); ++tap) {

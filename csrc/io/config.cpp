@@ -8,8 +8,8 @@
 namespace mimo {
 namespace {
 
-constexpr int64_t kSegmentSeconds = 60;     // upstream mimo_audio.py, segment_size = 6000 mel frames
-constexpr int64_t kAsrSegmentSeconds = 30;  // MiMo-V2.5-ASR
+constexpr int64_t kSegmentFrames = 6000;     // upstream mimo_audio.py, segment_size: 60 s in the release
+constexpr int64_t kAsrSegmentFrames = 3000;  // MiMo-V2.5-ASR: 30 s
 
 [[noreturn]] void refuse(const std::string& field, const std::string& expected, const std::string& got) {
     throw BundleError(message("bundle.json: expected ", field, " ", expected, ", got ", got));
@@ -208,7 +208,7 @@ Config Config::parse(const Json& bundle) {
 }
 
 int64_t Config::segment_frames() const {
-    return (asr_variant ? kAsrSegmentSeconds : kSegmentSeconds) * codec.sampling_rate / codec.hop_length;
+    return asr_variant ? kAsrSegmentFrames : kSegmentFrames;
 }
 
 }  // namespace mimo

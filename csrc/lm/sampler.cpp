@@ -54,10 +54,17 @@ int32_t best_of(std::span<const float> scores) {
     return static_cast<int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
 }
 
+bool none_left(std::span<const float> scores) {
+    return std::all_of(scores.begin(), scores.end(), [](float score) { return score == kRemoved; });
+}
+
+std::vector<float> without(std::vector<float> scores, std::span<const int32_t> removed) {
+    for (const int32_t index : removed) scores.at(static_cast<size_t>(index)) = kRemoved;
+    return scores;
+}
+
 int32_t draw_from(std::span<const float> scores, const Draw& draw) {
     const float best = *std::max_element(scores.begin(), scores.end());
-    if (best == kRemoved)
-        throw InputError("sample: expected at least one candidate, got none after filters and removal");
     double total = 0;
     for (const float score : scores) total += std::exp(static_cast<double>(score - best));
     double rest = draw.uniform() * total;
@@ -92,9 +99,12 @@ std::vector<float> filter_scores(std::span<const float> logits, const Sampling& 
 
 int32_t sample(std::span<const float> logits, const Sampling& sampling, std::span<const int32_t> removed,
                const Draw& draw) {
-    std::vector<float> scores = filter_scores(logits, sampling);
-    for (const int32_t index : removed) scores.at(static_cast<size_t>(index)) = kRemoved;
-    return sampling.sample ? draw_from(scores, draw) : best_of(scores);
+    const std::vector<float> scores = without(filter_scores(logits, sampling), removed);
+    if (!sampling.sample) return best_of(scores);
+    if (!none_left(scores)) return draw_from(scores, draw);
+    const std::vector<float> others = without({logits.begin(), logits.end()}, removed);
+    if (none_left(others)) throw InputError("sample: expected at least one candidate, got none after removal");
+    return best_of(others);
 }
 
 }  // namespace mimo

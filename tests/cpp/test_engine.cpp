@@ -1,0 +1,95 @@
+// From a recording to a spoken reply on the bundle that ships in the package, for the sanitizers to watch.
+#include <cmath>
+#include <thread>
+
+#include "check.h"
+#include "engine/generation.h"
+#include "engine/reply.h"
+
+using namespace mimo;
+
+namespace {
+
+std::shared_ptr<const Model> open_model(int threads) {
+    return Model::open(MIMO_SOURCE_DIR "/runtime/mimo_edge/demo/bundle", {.threads = threads, .check = true});
+}
+
+std::vector<float> tone(int64_t samples) {
+    std::vector<float> wav;
+    for (int64_t i = 0; i < samples; ++i)
+        wav.push_back(0.3f * static_cast<float>(std::sin(0.05 * static_cast<double>(i))));
+    return wav;
+}
+
+// Answers a recording: a reply of at most 30 positions, then whatever it says.
+Positions answer(const std::shared_ptr<const Model>& model, std::span<const float> wav, uint32_t stream) {
+    const Positions prompt = model->prompts.dialogue({{.user = true, .text = {}, .audio = model->encode(wav)}}, nullptr,
+                                                     nullptr, true, false);
+    GenerationOptions options = {.task = task_of("spoken_dialogue", model->config.tokens), .max_new = 30};
+    Generation generation(std::make_shared<State>(model, 7, stream, 0), prompt, options);
+    while (generation.next()) {
+    }
+    CHECK(generation.ending() != Ending::none);
+    return generation.positions();
+}
+
+}  // namespace
+
+TEST(a_recording_becomes_a_reply) {
+    const auto model = open_model(2);
+    const Positions reply = answer(model, tone(20000), 0);
+    CHECK(reply.count() >= 1 && reply.count() <= 30);
+    for (const Reply& said : {extract_reply(*model, reply), extract_reply_as_upstream(*model, reply)}) {
+        if (said.codes.frames == 0) continue;
+        const auto wav = model->decode(said.codes);
+        CHECK_EQ(static_cast<int64_t>(wav.size()), said.codes.frames * model->codec_decoder.samples_per_frame());
+    }
+}
+
+TEST(conversations_run_side_by_side) {
+    const auto model = open_model(2);
+    const auto wav = tone(9000);
+    std::vector<Positions> alone, together(3);
+    for (uint32_t i = 0; i < 3; ++i) alone.push_back(answer(model, wav, i));
+    std::vector<std::thread> threads;
+    for (uint32_t i = 0; i < 3; ++i) threads.emplace_back([&, i] { together[i] = answer(model, wav, i); });
+    for (auto& thread : threads) thread.join();
+    for (size_t i = 0; i < 3; ++i) CHECK(together[i].tokens == alone[i].tokens && together[i].codes == alone[i].codes);
+}
+
+TEST(shortest_sound_goes_round) {
+    const auto model = open_model(1);
+    const Codes codes = model->encode(tone(model->mel.least_samples()));
+    CHECK(codes.frames >= 1);
+    CHECK_EQ(static_cast<int64_t>(model->decode(codes).size()),
+             codes.frames * model->codec_decoder.samples_per_frame());
+    CHECK_THROWS(model->encode(tone(model->mel.least_samples() - 1)), InputError, "too short");
+    CHECK_THROWS(model->decode(Codes(1, 0)), InputError, "at least one code frame");
+}
+
+TEST(streamed_sound_has_every_sample) {
+    const auto model = open_model(1);
+    const Codes codes = model->encode(tone(60000));
+    const Array hidden = model->rvq.decode(codes);
+    StreamingDecoder decoder(30, 6);
+    size_t samples = 0;
+    for (int64_t first = 0; first < hidden.rows; first += 7) {
+        Array chunk(std::min<int64_t>(7, hidden.rows - first), hidden.cols);
+        std::copy_n(hidden.row(first), chunk.data.size(), chunk.data.begin());
+        const auto pieces =
+            decoder.push(model->context(), model->codec_decoder, {std::move(chunk)}, first + 7 >= hidden.rows);
+        if (pieces[0]) samples += pieces[0]->size();
+    }
+    CHECK_EQ(static_cast<int64_t>(samples), hidden.rows * model->codec_decoder.samples_per_frame());
+}
+
+TEST(a_cancelled_reply_ends) {
+    const auto model = open_model(1);
+    Generation generation(std::make_shared<State>(model), model->prompts.text("hello"),
+                          {.task = task_of("text_chat", model->config.tokens), .max_new = 100});
+    CHECK(generation.next().has_value());
+    generation.cancel();
+    CHECK(!generation.next().has_value());
+    CHECK(generation.ending() == Ending::cancelled || generation.ending() == Ending::stop_token);
+    CHECK_EQ(generation.positions().count(), int64_t{1});
+}
