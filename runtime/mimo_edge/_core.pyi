@@ -1,4 +1,7 @@
-"""The C++ core as Python sees it. Arrays: audio float32 [S], codes int32 [K, T], ids int32 [K + 1, G * P] (row 0 text, then levels)."""
+"""The C++ core as Python sees it.
+
+Arrays: audio float32 [S], codes int32 [K, T], ids int32 [K + 1, G * P] (row 0 text, then the levels).
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -90,7 +93,7 @@ class State:
     def hidden(self) -> Floats: ...
     def text_logits(self) -> Floats: ...
     def local_hidden(self) -> Floats: ...
-    def decode_patch(self, speech: Sampling, tap: Tap = None) -> Ints: ...
+    def decode_patch(self, speech: Sampling, tap: Tap = None, forced: Ints | None = None) -> Ints: ...
 
 class Generation:
     def __init__(

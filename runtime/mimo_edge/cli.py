@@ -1,0 +1,257 @@
+"""The command `mimo-edge`: what can be said on the command line. What it does stands in commands.py.
+
+Exit status: 0 done, 1 an error (one sentence on standard error), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from mimo_edge import Error, __version__, commands
+
+Run: TypeAlias = Callable[[argparse.Namespace], int]
+
+INTRO = "MiMo-Audio on the edge: listens, thinks and speaks, without PyTorch."
+EXAMPLES = """first steps:
+  mimo-edge demo                                        hear the bundle that ships in the package
+  mimo-edge build LM_DIR --codec CODEC_DIR -o bundle    make a bundle from released checkpoints
+  mimo-edge transcribe talk.wav --bundle bundle         what is said
+  mimo-edge speak "Good morning." -o out.wav --bundle bundle
+
+every command explains itself: mimo-edge speak --help"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser(words).parse_args(words)
+    try:
+        run: Run = arguments.run
+        return run(arguments)
+    except Error as error:
+        return _complain(str(error))
+    except MemoryError:
+        return _complain("out of memory; use a shorter input or a smaller bundle")
+    except OSError as error:
+        return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("mimo-edge: interrupted", file=sys.stderr)
+        return 130
+
+
+def _complain(sentence: str) -> int:
+    print(f"mimo-edge: {' '.join(sentence.split())}", file=sys.stderr)
+    return 1
+
+
+def _parser(words: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("mimo-edge", description=INTRO, epilog=EXAMPLES, formatter_class=_Teaching)
+    parser.add_argument("--version", action="version", version=__version__)
+    add = _Adder(parser.add_subparsers(metavar="COMMAND", required=True))
+    _add_bundles(add, words)
+    _add_writing(add)
+    _add_sound(add)
+    _add_codec(add)
+    return parser
+
+
+class _Teaching(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of examples."""
+
+
+class _Adder:
+    """Adds sub-commands with the options that several of them share."""
+
+    def __init__(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        self._commands = commands
+
+    def command(self, name: str, run: Run, about: str, examples: str) -> argparse.ArgumentParser:
+        epilog = "examples:\n" + "\n".join(f"  mimo-edge {line}" for line in examples.splitlines())
+        parser = self._commands.add_parser(
+            name, help=about, description=about, epilog=epilog, formatter_class=_Teaching
+        )
+        parser.set_defaults(run=run)
+        return parser
+
+    def task(self, name: str, run: Run, about: str, examples: str) -> argparse.ArgumentParser:
+        """A command that opens a bundle and runs the model."""
+        parser = self.command(name, run, about, examples)
+        parser.add_argument("--bundle", metavar="DIR", help="the model (default: the demo bundle in the package)")
+        parser.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument("--dump", type=Path, metavar="DIR", help="write every stage as .npy into a new folder")
+        return parser
+
+    def generating(self, name: str, run: Run, about: str, examples: str) -> argparse.ArgumentParser:
+        """A task whose answer is drawn token by token."""
+        parser = self.task(name, run, about, examples)
+        how = parser.add_argument_group("generation")
+        how.add_argument("--seed", type=_count, default=0, metavar="N", help="same seed, same answer (default 0)")
+        how.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer, in tokens and patches")
+        how.add_argument("--greedy", action="store_true", help="always take the likeliest token and code")
+        how.add_argument("--temperature", type=float, metavar="T", help="of the text (default: the task's)")
+        how.add_argument("--top-p", type=float, metavar="P", help="nucleus of the text (default: the task's)")
+        how.add_argument("--stream", action="store_true", help="decode and show the answer while it is made")
+        how.add_argument("--parity", action="store_true", help="reproduce the public reference with its bugs")
+        return parser
+
+
+def _add_bundles(add: _Adder, words: list[str]) -> None:
+    demo = add.generating(
+        "demo", commands.demo, "Hear a spoken command, answer it in text and voice.",
+        "demo\ndemo --bundle bundle --audio question.wav",
+    )  # fmt: skip
+    demo.add_argument("--audio", metavar="FILE", help="another spoken command")
+    demo.add_argument("-o", "--out", type=_sound_file, default=Path("mimo-edge-demo.wav"), help="where the voice goes")
+    build = add.command(
+        "build", commands.build, "Make a bundle from released checkpoint folders.",
+        "build MiMo-Audio-7B-Instruct --codec MiMo-Audio-Tokenizer -o bundle",
+    )  # fmt: skip
+    if words[:1] == ["build"]:  # export is a room of its own, opened only on demand
+        importlib.import_module("mimo_edge.export.cli").add_build_arguments(build)
+    verify = add.command(
+        "verify", commands.verify, "Compare every stage with golden arrays of the reference.",
+        "verify ../shared/goldens/pairA\nverify tests/goldens --json",
+    )  # fmt: skip
+    verify.add_argument("goldens", metavar="GOLDENS_DIR", type=Path)
+    verify.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
+    verify.add_argument("--json", action="store_true", help="print the reports as JSON")
+    inspect = add.command(
+        "inspect", commands.inspect, "Say what a bundle holds: sizes, parameters, files, where it comes from.",
+        "inspect\ninspect bundle --check",
+    )  # fmt: skip
+    inspect.add_argument("bundle", metavar="BUNDLE", nargs="?", help="default: the demo bundle in the package")
+    inspect.add_argument("--check", action="store_true", help="verify the sha256 of every file, however large")
+    inspect.add_argument("--json", action="store_true", help="print bundle.json")
+
+
+def _add_writing(add: _Adder) -> None:
+    transcribe = add.generating(
+        "transcribe", commands.transcribe, "Write down what is said, in recordings of any length.",
+        "transcribe talk.mp3\ntranscribe *.wav -o talks.txt --bundle bundle\ntranscribe talk.wav --template 10",
+    )  # fmt: skip
+    transcribe.add_argument("audio", metavar="FILE", nargs="+", help="wav, flac, ogg, mp3")
+    transcribe.add_argument(
+        "--template", type=_template, default=0, metavar="N|TEXT", help="instruction: 0 to 21, or words"
+    )
+    transcribe.add_argument("-o", "--out", type=_file, help="write the text there instead of printing it")
+    understand = add.generating(
+        "understand", commands.understand, "Answer a question about a recording.",
+        'understand street.wav "What can be heard?"\nunderstand talk.wav "Summarize the audio." --thinking',
+    )  # fmt: skip
+    understand.add_argument("audio", metavar="FILE")
+    understand.add_argument("question", metavar="QUESTION")
+    understand.add_argument("--thinking", action="store_true", help="reason first")
+    text = add.generating(
+        "text", commands.text, "Write with the model; without a message, line by line.",
+        'text "Name three rivers."\ntext\necho "Name three rivers." | mimo-edge text',
+    )  # fmt: skip
+    text.add_argument("message", metavar="MESSAGE", nargs="?")
+    text.add_argument("--system", metavar="TEXT", help="who the model is to be")
+    text.add_argument("--thinking", action="store_true", help="reason first")
+
+
+def _add_sound(add: _Adder) -> None:
+    speak = add.generating(
+        "speak", commands.speak, "Read text aloud.",
+        'speak "Good morning." -o out.wav\nspeak "Good morning." --instruct "whisper" -o out.wav\n'
+        'speak --natural "Say in a low voice: who is there?" -o out.wav\nspeak - --voice me.wav < letter.txt',
+    )  # fmt: skip
+    speak.add_argument("text", metavar="TEXT", help="what to say; - reads standard input")
+    speak.add_argument("--instruct", metavar="TEXT", help="how to say it")
+    speak.add_argument("--voice", metavar="FILE", help="a recording to sound like")
+    speak.add_argument("--natural", action="store_true", help="TEXT itself says how it is to be spoken")
+    speak.add_argument("--template", type=_template, default=0, metavar="N|TEXT", help="instruction: 0 to 9, or words")
+    _add_out(speak)
+    chat = add.generating(
+        "chat", commands.chat, "Talk: every file is a turn, every answer is spoken.",
+        "chat hello.wav -o answer.wav\nchat hello.wav and_then.wav -o answer.wav    writes answer-1.wav, answer-2.wav\n"
+        "chat hello.wav --text-out",
+    )  # fmt: skip
+    chat.add_argument("audio", metavar="FILE", nargs="+", help="what you say, turn by turn")
+    chat.add_argument("--system", metavar="TEXT", help="who the model is to be")
+    chat.add_argument("--voice", metavar="FILE", help="a recording to sound like")
+    chat.add_argument("--text-out", action="store_true", help="answers are written, not spoken")
+    chat.add_argument("--thinking", action="store_true", help="with --text-out: reason first")
+    _add_out(chat)
+    convert = add.generating(
+        "convert", commands.convert, "Do to a recording what examples show: voice, style, editing, translation (Base).",
+        'convert me.wav --example a.wav "What a says." b.wav --instruction "Convert the timbre." -o out.wav',
+    )  # fmt: skip
+    convert.add_argument("audio", metavar="FILE")
+    convert.add_argument("--instruction", required=True, metavar="TEXT", help="what the examples do")
+    convert.add_argument(
+        "--example", nargs=3, action="append", required=True, metavar=("SOURCE", "TEXT", "TARGET"),
+        help="a recording, what its counterpart says, the counterpart; may be repeated",
+    )  # fmt: skip
+    _add_out(convert)
+    go_on = add.generating(
+        "continue", commands.continue_speech, "Go on speaking where a recording stops (Base).",
+        "continue start.wav --seconds 20 -o rest.wav",
+    )  # fmt: skip
+    go_on.add_argument("audio", metavar="FILE")
+    go_on.add_argument("--seconds", type=float, default=20.0, metavar="S", help="longest continuation (default 20)")
+    _add_out(go_on)
+
+
+def _add_codec(add: _Adder) -> None:
+    encode = add.task(
+        "encode", commands.encode, "Turn sound into codes, int32 [levels, frames] at 25 Hz.",
+        "encode talk.wav -o codes.npy",
+    )  # fmt: skip
+    encode.add_argument("audio", metavar="FILE")
+    encode.add_argument("-o", "--out", type=_file, required=True, help="the .npy file to write")
+    decode = add.task(
+        "decode", commands.decode, "Turn codes back into sound; the first levels suffice.",
+        "decode codes.npy -o out.wav\ndecode codes.npy --levels 8 -o out.wav",
+    )  # fmt: skip
+    decode.add_argument("codes", metavar="CODES", help=".npy, integers [levels, frames]")
+    decode.add_argument("--levels", type=_positive, metavar="N", help="use only the first N levels")
+    _add_out(decode)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--out", type=_sound_file, default=Path("out.wav"), help=".wav or .flac (default out.wav)"
+    )
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text}")
+    return path
+
+
+def _sound_file(text: str) -> Path:
+    path = _file(text)
+    if path.suffix.lower() not in (".wav", ".flac"):
+        raise argparse.ArgumentTypeError(f"expected a name ending in .wav or .flac, got {text}")
+    return path
+
+
+def _template(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _count(text: str) -> int:
+    return _whole_number(text, 0)
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, 1)
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of {least} or more, got {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""What each sub-command does: open the bundle, call one method of Model, write what comes back.
+
+Results go to standard output or the named file, progress and timings to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import sys
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mimo_edge
+from mimo_edge._core import InputError, Sampling
+from mimo_edge.audio import open_audio, replace_file, write_wav
+from mimo_edge.dump import Dump
+from mimo_edge.generation import Generation
+from mimo_edge.model import Example, Model
+from mimo_edge.progress import ProgressBar
+from mimo_edge.reply import Codes, Reply
+from mimo_edge.request import Options
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Hear a command, answer it in text and voice."""
+    model = _open(arguments)
+    command = arguments.audio or str(mimo_edge.demo_command())
+    arguments.stream = True  # the point of the demo is how soon it speaks
+    _say(arguments, "heard:    ")
+    heard = _finish(model.transcribe(command, options=_options(model, "asr", arguments)), "listening", arguments)
+    _say(arguments, "answered: ")
+    generation = model.respond(command, options=_options(model, "spoken_dialogue", arguments))
+    facts = {"heard": heard.text, **_keep(arguments, model, _finish(generation, "answering", arguments))}
+    if arguments.json:
+        _print_json(facts)
+    elif model.config.get("trained") is False:
+        print("note: this bundle holds random weights, so the words are chance and the voice is noise")
+    return 0
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """Make a bundle."""
+    return int(importlib.import_module("mimo_edge.export.cli").run_build(arguments))  # a room of its own
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Compare every stage with goldens."""
+    from mimo_edge.verify import run_verify  # needs nothing at run time of the other commands
+
+    return run_verify(arguments)
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Print what a bundle holds; opening it has checked it."""
+    path = Path(arguments.bundle) if arguments.bundle else mimo_edge.demo_bundle()
+    with ProgressBar(None, "", "checking"):
+        config = mimo_edge.load(path, check=arguments.check).config
+    if arguments.json:
+        _print_json(config)
+        return 0
+    print(f"{config['name']}: {config['variant']} model, {config['format']} revision {config['revision']}")
+    print(f"folder     {path}\nmade by    {config['producer']}")
+    _print_parameters(config["parameters"])
+    _print_sizes("codec", config["codec"])
+    _print_sizes("lm", config["lm"])
+    print("tokens     " + "  ".join(f"{name} {id}" for name, id in config["tokens"].items()))
+    for name, file in config["files"].items():
+        print(f"file       {name:<20} {file['bytes']:>14,} bytes  sha256 {file['sha256']}")
+    for part, source in config["provenance"].items():
+        print(f"from       {part}: {source['folder']}, {len(source['files'])} files")
+    print("checked    " + ("every file's sha256" if arguments.check else "sizes, tensors, sha256 of small files"))
+    return 0
+
+
+def transcribe(arguments: argparse.Namespace) -> int:
+    """Write down what is said, file by file."""
+    model = _open(arguments)
+    options = _options(model, "asr", arguments)
+    several = len(arguments.audio) > 1
+    lines, results = [], []
+    for audio in arguments.audio:
+        _say(arguments, f"{audio}: " if several else "")
+        generation = model.transcribe(audio, template=arguments.template, options=options)
+        reply = _finish(generation, f"transcribing {audio}", arguments, open_audio(audio).seconds)
+        lines.append(f"{audio}: {reply.text}" if several else reply.text)
+        results.append({"file": audio, **_facts(reply)})
+        _report(reply)
+    if arguments.out:
+        replace_file(arguments.out, ("\n".join(lines) + "\n").encode())
+    if arguments.json:
+        _print_json(results if several else results[0])
+    elif not arguments.out and not arguments.stream:
+        print("\n".join(lines))
+    return 0
+
+
+def understand(arguments: argparse.Namespace) -> int:
+    """Answer a question about a recording."""
+    model = _open(arguments)
+    options = _options(model, "audio_understanding", arguments)
+    generation = model.understand(arguments.audio, arguments.question, thinking=arguments.thinking, options=options)
+    _deliver(arguments, model, _finish(generation, "listening", arguments))
+    return 0
+
+
+def text(arguments: argparse.Namespace) -> int:
+    """Write with the model: one message, or line by line on a terminal."""
+    model = _open(arguments)
+    conversation = model.conversation(
+        system=arguments.system,
+        speaks=False,
+        thinking=arguments.thinking,
+        options=_options(model, "text_chat", arguments),
+    )
+    interactive = arguments.message is None and sys.stdin.isatty()
+    message = arguments.message if arguments.message is not None else "" if interactive else sys.stdin.read()
+    while interactive or message:
+        if interactive and not (message := _ask()):
+            return 0
+        generation = conversation.respond(text=message)
+        _deliver(arguments, model, _finish(generation, "thinking", arguments))
+        if not interactive:
+            return 0
+    raise InputError("text: expected a message, got none")
+
+
+def speak(arguments: argparse.Namespace) -> int:
+    """Read text aloud."""
+    model = _open(arguments)
+    generation = model.speak(
+        sys.stdin.read() if arguments.text == "-" else arguments.text,
+        instruct=arguments.instruct,
+        voice=arguments.voice,
+        natural=arguments.natural,
+        template=arguments.template,
+        options=_options(model, "tts", arguments),
+    )
+    _deliver(arguments, model, _finish(generation, "speaking", arguments))
+    return 0
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    """Talk: every file is a turn."""
+    model = _open(arguments)
+    task = "speech_to_text" if arguments.text_out else "spoken_dialogue"
+    if arguments.thinking and not arguments.text_out:
+        raise InputError("chat: expected --thinking together with --text-out; spoken answers do not think first")
+    conversation = model.conversation(
+        system=arguments.system,
+        voice=arguments.voice,
+        speaks=not arguments.text_out,
+        thinking=arguments.thinking,
+        options=_options(model, task, arguments),
+    )
+    out: Path = arguments.out
+    several, results = len(arguments.audio) > 1, []
+    for turn, audio in enumerate(arguments.audio, start=1):
+        if several:
+            arguments.out = out.with_name(f"{out.stem}-{turn}{out.suffix}")
+        reply = _finish(conversation.respond(audio), f"answering {audio}", arguments)
+        _print_text(arguments, reply)
+        results.append({"file": audio, **_keep(arguments, model, reply)})
+    if arguments.json:
+        _print_json(results if several else results[0])
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Do to a recording what examples show."""
+    model = _open(arguments)
+    examples = [Example(source, words, target) for source, words, target in arguments.example]
+    options = _options(model, "in_context", arguments)
+    generation = model.convert(arguments.audio, examples, arguments.instruction, options=options)
+    _deliver(arguments, model, _finish(generation, "converting", arguments))
+    return 0
+
+
+def continue_speech(arguments: argparse.Namespace) -> int:
+    """Go on speaking where a recording stops."""
+    model = _open(arguments)
+    options = _options(model, "continuation", arguments)
+    generation = model.continue_speech(arguments.audio, seconds=arguments.seconds, options=options)
+    _deliver(arguments, model, _finish(generation, "speaking", arguments))
+    return 0
+
+
+def encode(arguments: argparse.Namespace) -> int:
+    """Turn sound into codes."""
+    model = _open(arguments)
+    with ProgressBar(None, "", "encoding"):
+        codes = model.encode(arguments.audio)
+    buffer = io.BytesIO()
+    np.save(buffer, codes)
+    replace_file(arguments.out, buffer.getvalue())
+    _print_made(arguments, {"levels": codes.shape[0], "frames": codes.shape[1]})
+    return 0
+
+
+def decode(arguments: argparse.Namespace) -> int:
+    """Turn codes back into sound."""
+    codes = _read_codes(Path(arguments.codes))[: arguments.levels]
+    model = _open(arguments)
+    with ProgressBar(None, "", "decoding"):
+        wave = model.decode(codes)
+    write_wav(arguments.out, wave, model.rate_hz)
+    _print_made(arguments, {"samples": len(wave), "seconds": round(len(wave) / model.rate_hz, 3)})
+    return 0
+
+
+def _open(arguments: argparse.Namespace) -> Model:
+    tap = Dump(arguments.dump) if arguments.dump else None
+    parity = getattr(arguments, "parity", False)
+    with ProgressBar(None, "", "opening the bundle"):
+        return mimo_edge.load(arguments.bundle, threads=arguments.threads, parity=parity, tap=tap)
+
+
+def _options(model: Model, task: str, arguments: argparse.Namespace) -> Options:
+    """The command line's wishes, over the samplers of the task."""
+    limits = {"seed": arguments.seed, "max_new_tokens": arguments.max_new_tokens}
+    if arguments.greedy:
+        return Options(text_sampling=Sampling(False), speech_sampling=Sampling(False), **limits)
+    if arguments.temperature is None and arguments.top_p is None:
+        return Options(**limits)
+    text = model.engine.core.task(task)[0]
+    temperature = text.temperature if arguments.temperature is None else arguments.temperature
+    top_p = text.top_p if arguments.top_p is None else arguments.top_p
+    return Options(text_sampling=Sampling(True, temperature, text.top_k, top_p), **limits)
+
+
+def _finish(generation: Generation, label: str, arguments: argparse.Namespace, total_s: float | None = None) -> Reply:
+    """Run to the end, with the text as it comes (--stream) or a progress bar.
+
+    total_s: length of the input where progress is measured in it, None to count positions.
+    """
+    if arguments.stream and not arguments.json:
+        for piece in generation:
+            print(piece.text, end="", flush=True)
+        print()
+        return generation.result()
+    with ProgressBar(total_s, "s" if total_s else "positions", label) as bar:
+
+        def watch(running: Generation) -> None:
+            bar.update((running.heard_s if total_s else running.positions) - bar.done)
+
+        for _ in generation if arguments.stream else ():
+            watch(generation)
+        return generation.result(watch)
+
+
+def _deliver(arguments: argparse.Namespace, model: Model, reply: Reply) -> None:
+    """Print what was said, keep the sound, report the timings."""
+    _print_text(arguments, reply)
+    facts = _keep(arguments, model, reply)
+    if arguments.json:
+        _print_json(facts)
+
+
+def _keep(arguments: argparse.Namespace, model: Model, reply: Reply) -> dict[str, Any]:
+    """Write the sound, if any, and report the timings; returns what --json shows."""
+    facts = _facts(reply)
+    if reply.audio is not None:
+        write_wav(arguments.out, reply.audio, model.rate_hz)
+        facts["out"] = str(arguments.out)
+    _report(reply, facts.get("out"))
+    return facts
+
+
+def _print_text(arguments: argparse.Namespace, reply: Reply) -> None:
+    """Print the reply unless it was shown as it came, or JSON follows; a sound without words prints nothing."""
+    if not arguments.json and not arguments.stream and (reply.text or reply.audio is None):
+        print(reply.text)
+
+
+def _say(arguments: argparse.Namespace, label: str) -> None:
+    """Print what stands before text that is shown as it comes."""
+    if arguments.stream and not arguments.json:
+        print(label, end="", flush=True)
+
+
+def _facts(reply: Reply) -> dict[str, Any]:
+    facts: dict[str, Any] = {"text": reply.text, "stop_reason": reply.stop_reason}
+    if reply.thinking is not None:
+        facts["thinking"] = reply.thinking
+    timings = {**asdict(reply.timings), "rtf": reply.timings.rtf}
+    return {**facts, "timings": {name: None if s is None else round(s, 4) for name, s in timings.items()}}
+
+
+def _report(reply: Reply, out: str | None = None) -> None:
+    """One line on standard error: how long it took, against how much sound."""
+    t = reply.timings
+    parts = [f"done in {t.total_s:.2f} s" if t.rtf is None else f"{t.audio_s:.2f} s of sound in {t.total_s:.2f} s"]
+    if t.rtf is not None:
+        parts.append(f"RTF {t.rtf:.3f}")
+    if t.first_audio_s is not None:
+        parts.append(f"first sound after {t.first_audio_s:.2f} s")
+    elif t.first_text_s is not None:
+        parts.append(f"first text after {t.first_text_s:.2f} s")
+    if reply.stop_reason != "stop token":
+        parts.append(f"ended by {reply.stop_reason}")
+    if out:
+        parts.append(f"wrote {out}")
+    print(", ".join(parts), file=sys.stderr)
+
+
+def _print_made(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
+    if arguments.json:
+        _print_json({"out": str(arguments.out), **facts})
+    else:
+        print(f"wrote {arguments.out}: " + ", ".join(f"{value} {name}" for name, value in facts.items()))
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=1)
+    print()
+
+
+def _print_parameters(parameters: dict[str, int]) -> None:
+    print(f"parameters {_short_count(sum(parameters.values()))} in all")
+    for part, count in parameters.items():
+        print(f"           {part.replace('_', ' '):<16} {_short_count(count):>8}  {count:>14,}")
+
+
+def _print_sizes(part: str, sizes: dict[str, Any]) -> None:
+    text = "  ".join(f"{name} {_plain(value)}" for name, value in sizes.items())
+    print(textwrap.fill(f"{part:<10} {text}", width=110, subsequent_indent=" " * 11))
+
+
+def _short_count(count: int) -> str:
+    """6379560960 -> 6.38 B: three digits and the unit."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
+    return str(count)
+
+
+def _plain(value: Any) -> str:
+    """Lists without blanks, so that a line breaks between names only."""
+    return str(value).replace(" ", "")
+
+
+def _ask() -> str:
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return ""
+
+
+def _read_codes(path: Path) -> Codes:
+    try:
+        codes = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"decode: expected an .npy file of codes, got {path}: {error}") from error
+    if not isinstance(codes, np.ndarray) or codes.dtype.kind not in "iu" or codes.ndim != 2:
+        raise InputError(f"decode: expected integers [levels, frames], got {path} with something else")
+    return codes.astype(np.int32)

@@ -1,0 +1,45 @@
+"""What is asked: a prompt to be continued, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mimo_edge._core import InputError, Sampling
+from mimo_edge.reply import Ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to generate; the defaults are the reference's for each task.
+
+    seed: the same seed gives the same reply on any number of threads. max_new_tokens, min_new_tokens: positions, i.e.
+    text tokens and patches (None = the runaway guard's allowance, limits.py). text_sampling, speech_sampling: how
+    tokens and codes are drawn (None = the task's own).
+    """
+
+    seed: int = 0
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    text_sampling: Sampling | None = None
+    speech_sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InputError(f"options: expected max_new_tokens of 1 or more, got {self.max_new_tokens}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt to be continued.
+
+    task: names the samplers and stop tokens (`_core.Model.task`). ids: int32 [K+1, G*P]. allowance: positions the
+    runaway guard allows. heard_s: seconds of sound in the question. speaks: the reply is sound. thinks: it begins
+    with thoughts.
+    """
+
+    task: str
+    ids: Ids
+    allowance: int
+    heard_s: float = 0.0
+    speaks: bool = False
+    thinks: bool = False
