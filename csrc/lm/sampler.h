@@ -20,8 +20,9 @@ struct Sampling {
 // Scaled logits, -infinity where a candidate is filtered. Throws InputError on a temperature that is not above 0.
 std::vector<float> filter_scores(std::span<const float> logits, const Sampling& sampling);
 
-// removed: indices that may not come out, taken away after the filters. If they were all that the filters kept, the best
-// index is 0, as upstream, and a draw, where upstream fails, is the best of the others. Throws InputError on a NaN.
+// removed: indices that may not come out, taken away after the filters. If they were all that the filters kept, the
+// best index is 0, as upstream, and a draw, where upstream fails, is the best of the others. Throws InputError on a
+// NaN.
 int32_t sample(std::span<const float> logits, const Sampling& sampling, std::span<const int32_t> removed,
                const Draw& draw);
 

@@ -68,7 +68,7 @@ TEST(sampling_refuses_nonsense) {
     CHECK_THROWS(sample(logits, {.sample = true}, both, {}), InputError, "at least one candidate");
     const std::vector<int32_t> best = {1};
     CHECK_EQ(sample(logits, {.sample = true, .top_p = 0.1f}, best, {}), 0);  // the filter kept only what is removed
-    CHECK_EQ(sample(logits, {}, both, {}), 0);  // as upstream's argmax over nothing
+    CHECK_EQ(sample(logits, {}, both, {}), 0);                               // as upstream's argmax over nothing
 }
 
 TEST(samples_follow_the_distribution) {
