@@ -2,13 +2,14 @@
 // (CMakeLists.txt: MIMO_ISA names the table, MIMO_VECTOR_BYTES is its register width).
 //
 // linear: each output element owns one vector accumulator that runs over k in order and is folded at the end. A tile of
-// kTileRows weight rows x kTileCols inputs shares the loads; the tile size changes nothing in an element's own
-// arithmetic. attention: scores of kLanes keys at a time (keys are stored transposed), then values summed key by key.
+// weight rows x inputs shares the loads; its size changes nothing in an element's own arithmetic.
+// attention: scores of kLanes keys at a time (keys are stored transposed), then values summed key by key.
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "kernels/kernels.h"
 
@@ -18,10 +19,10 @@ namespace {
 constexpr int64_t kWidth = MIMO_VECTOR_BYTES / sizeof(float);
 constexpr int kTileRows = 4;
 constexpr int kTileCols = MIMO_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators + operands fit the 32 (16) registers
+constexpr int kSingleRows = 8;                              // of a tile with one input: enough sums to hide latency
 
 using Float = float __attribute__((vector_size(MIMO_VECTOR_BYTES)));
 using Int = int32_t __attribute__((vector_size(MIMO_VECTOR_BYTES)));
-using Half = uint16_t __attribute__((vector_size(MIMO_VECTOR_BYTES / 2)));
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 
 template <typename V, typename T>
@@ -31,32 +32,16 @@ inline V load(const T* p) {
     return v;
 }
 
-template <typename V>
-inline void store(float* p, const V& v) {
-    std::memcpy(p, &v, sizeof(V));
-}
-
-inline Float widen(Half h) {
-    return std::bit_cast<Float>(__builtin_convertvector(h, Int) << 16);
-}
-inline Float load_weight(const float* p) {
-    return load<Float>(p);
-}
-inline Float load_weight(const uint16_t* p) {
-    return widen(load<Half>(p));
-}
-
 template <typename V, typename T>
 inline V load_part(const T* p, int64_t n) {
     V v = {};
     std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
     return v;
 }
-inline Float load_weight_part(const float* p, int64_t n) {
-    return load_part<Float>(p, n);
-}
-inline Float load_weight_part(const uint16_t* p, int64_t n) {
-    return widen(load_part<Half>(p, n));
+
+template <typename V>
+inline void store(float* p, const V& v) {
+    std::memcpy(p, &v, sizeof(V));
 }
 
 inline float fold(Float v) {
@@ -68,55 +53,102 @@ inline float fold(Float v) {
     return lanes[0];
 }
 
-// One tile: R rows of w against C rows of x.
+// How many vectors of floats one register of weights gives: float32 one; bfloat16 two, its even and its odd elements,
+// which cost one shift or mask each. Inputs are packed in that order.
+template <typename Weight>
+constexpr int64_t kParts = sizeof(float) / sizeof(Weight);
+template <typename Weight>
+constexpr int64_t kStep = kWidth * kParts<Weight>;
+
+template <typename Weight, int part>
+inline Float widen(Int weights) {
+    if constexpr (kParts<Weight> == 1) return std::bit_cast<Float>(weights);
+    return std::bit_cast<Float>(part == 0 ? weights << 16 : weights & int32_t(0xFFFF0000));
+}
+
+// x [rows, n] -> [rows, n rounded up to kStep] in the order of the weights' parts, zeros at the end.
+template <typename Weight>
+void pack_inputs(const float* x, int64_t rows, int64_t x_stride, int64_t n, float* packed) {
+    constexpr int64_t parts = kParts<Weight>, step = kStep<Weight>;
+    const int64_t padded = (n + step - 1) / step * step;
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t k = 0; k < padded; ++k) {
+            const int64_t from = k / step * step + k % kWidth * parts + k % step / kWidth;
+            packed[i * padded + k] = from < n ? x[i * x_stride + from] : 0.0f;
+        }
+    }
+}
+
+// Adds one register of weights of each of R rows, times C inputs, to the sums.
+template <typename Weight, int part, int R, int C>
+inline void multiply(const Int (&weights)[R], const float* x, int64_t x_stride, Float (&sum)[R][C]) {
+    Float weight[R];
+    for (int r = 0; r < R; ++r) weight[r] = widen<Weight, part>(weights[r]);
+    for (int c = 0; c < C; ++c) {
+        const Float input = load<Float>(x + c * x_stride + part * kWidth);
+        for (int r = 0; r < R; ++r) sum[r][c] += weight[r] * input;
+    }
+    if constexpr (part + 1 < kParts<Weight>) multiply<Weight, part + 1>(weights, x, x_stride, sum);
+}
+
+// One tile: R rows of w [.., n] against C packed rows of x.
 template <int R, int C, typename Weight>
 inline void tile(const float* x, int64_t x_stride, const Weight* w, int64_t n, const float* bias, float* y,
                  int64_t y_stride) {
     Float sum[R][C] = {};
+    Int weights[R];
     int64_t k = 0;
-    for (; k + kWidth <= n; k += kWidth) {
-        Float weight[R];
-        for (int r = 0; r < R; ++r) weight[r] = load_weight(w + r * n + k);
-        for (int c = 0; c < C; ++c) {
-            const Float input = load<Float>(x + c * x_stride + k);
-            for (int r = 0; r < R; ++r) sum[r][c] += weight[r] * input;
-        }
+    for (; k + kStep<Weight> <= n; k += kStep<Weight>) {
+        for (int r = 0; r < R; ++r) weights[r] = load<Int>(w + r * n + k);
+        multiply<Weight, 0>(weights, x + k, x_stride, sum);
     }
     if (k < n) {
-        for (int c = 0; c < C; ++c) {
-            const Float input = load_part<Float>(x + c * x_stride + k, n - k);
-            for (int r = 0; r < R; ++r) sum[r][c] += load_weight_part(w + r * n + k, n - k) * input;
-        }
+        for (int r = 0; r < R; ++r) weights[r] = load_part<Int>(w + r * n + k, n - k);
+        multiply<Weight, 0>(weights, x + k, x_stride, sum);
     }
     for (int c = 0; c < C; ++c) {
         for (int r = 0; r < R; ++r) y[c * y_stride + r] = fold(sum[r][c]) + (bias ? bias[r] : 0.0f);
     }
 }
 
-template <int R, typename Weight>
-inline void tiles(const float* x, int64_t rows, int64_t x_stride, const Weight* w, int64_t n, const float* bias,
-                  float* y, int64_t y_stride) {
-    int64_t i = 0;
-    for (; i + kTileCols <= rows; i += kTileCols) {
-        tile<R, kTileCols>(x + i * x_stride, x_stride, w, n, bias, y + i * y_stride, y_stride);
+// Columns [first, last) of y for C inputs, R weight rows at a time.
+template <int R, int C, typename Weight>
+inline int64_t columns(const float* x, int64_t x_stride, const Weight* w, int64_t n, const float* bias, int64_t first,
+                       int64_t last, float* y, int64_t y_stride) {
+    for (; first + R <= last; first += R) {
+        tile<R, C>(x, x_stride, w + first * n, n, bias ? bias + first : nullptr, y + first, y_stride);
     }
-    for (; i < rows; ++i) tile<R, 1>(x + i * x_stride, x_stride, w, n, bias, y + i * y_stride, y_stride);
+    return first;
 }
 
 template <typename Weight>
 void linear_typed(const float* x, int64_t rows, int64_t x_stride, const Weight* w, int64_t n, const float* bias,
                   int64_t first, int64_t last, float* y, int64_t y_stride) {
-    const int64_t block =
-        std::max<int64_t>(kTileCols, 65536 / std::max<int64_t>(n, 1) / kTileCols * kTileCols);  // x block: 256 kB
+    constexpr int64_t kBlockFloats = 65536;  // packed inputs that stay in the second-level cache
+    constexpr int64_t kRowsAtOnce = 32;      // weight rows that all inputs of a block use before the next ones come
+    const int64_t padded = (n + kStep<Weight> - 1) / kStep<Weight> * kStep<Weight>;
+    const int64_t fitting = kBlockFloats / std::max<int64_t>(padded, 1) / kTileCols * kTileCols;
+    const int64_t block = std::min(rows, std::max<int64_t>(kTileCols, fitting));
+    std::vector<float> packed(static_cast<size_t>(block * padded));
     for (int64_t i = 0; i < rows; i += block) {
         const int64_t count = std::min(block, rows - i);
-        const float* xi = x + i * x_stride;
-        float* yi = y + i * y_stride;
-        int64_t j = first;
-        for (; j + kTileRows <= last; j += kTileRows) {
-            tiles<kTileRows>(xi, count, x_stride, w + j * n, n, bias ? bias + j : nullptr, yi + j, y_stride);
+        pack_inputs<Weight>(x + i * x_stride, count, x_stride, n, packed.data());
+        for (int64_t j = first; j < last; j += kRowsAtOnce) {
+            const int64_t end = std::min(last, j + kRowsAtOnce);
+            int64_t c = 0;
+            for (; c + kTileCols <= count; c += kTileCols) {
+                const float* xc = packed.data() + c * padded;
+                float* yc = y + (i + c) * y_stride;
+                const int64_t rest = columns<kTileRows, kTileCols>(xc, padded, w, n, bias, j, end, yc, y_stride);
+                columns<1, kTileCols>(xc, padded, w, n, bias, rest, end, yc, y_stride);
+            }
+            for (; c < count; ++c) {
+                const float* xc = packed.data() + c * padded;
+                float* yc = y + (i + c) * y_stride;
+                const int64_t rest = columns<kSingleRows, 1>(xc, padded, w, n, bias, j, end, yc, y_stride);
+                columns<1, 1>(xc, padded, w, n, bias, rest, end, yc, y_stride);
+            }
         }
-        for (; j < last; ++j) tiles<1>(xi, count, x_stride, w + j * n, n, bias ? bias + j : nullptr, yi + j, y_stride);
     }
 }
 
