@@ -6,6 +6,7 @@ Exit status: 0 done, 1 an error (one sentence on standard error), 2 wrong usage,
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -114,6 +115,7 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     )  # fmt: skip
     if words[:1] == ["build"]:  # export is a room of its own, opened only on demand
         importlib.import_module("mimo_edge.export.cli").add_build_arguments(build)
+    _add_graphs(add, words)
     verify = add.command(
         "verify", commands.verify, "Compare every stage with golden arrays of the reference.",
         "verify ../shared/goldens/pairA\nverify tests/goldens --json",
@@ -128,6 +130,25 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     inspect.add_argument("bundle", metavar="BUNDLE", nargs="?", help="default: the demo bundle in the package")
     inspect.add_argument("--check", action="store_true", help="verify the sha256 of every file, however large")
     inspect.add_argument("--json", action="store_true", help="print bundle.json")
+
+
+def _add_graphs(add: _Adder, words: list[str]) -> None:
+    """Commands of a workstation with torch: they live in export, and its arguments are read when one is called."""
+    for name, about, examples, part in (
+        ("export-onnx", "Trace every stage to ONNX, for ONNX Runtime and TensorRT.", "export-onnx bundle -o graphs",
+         "export"),
+        ("verify-onnx", "Compare exported graphs with the spec and goldens.",
+         "verify-onnx graphs --bundle bundle --goldens tests/goldens", "verify"),
+        ("build-engine", "Compile exported graphs with TensorRT, without a GPU.",
+         "build-engine graphs -o engines --target sm86", "engine"),
+    ):  # fmt: skip
+        command = add.command(name, functools.partial(_graphs, part), about, examples)
+        if words[:1] == [name]:
+            getattr(importlib.import_module("mimo_edge.export.onnx_cli"), f"add_{part}_arguments")(command)
+
+
+def _graphs(part: str, arguments: argparse.Namespace) -> int:
+    return int(getattr(importlib.import_module("mimo_edge.export.onnx_cli"), f"run_{part}")(arguments))
 
 
 def _add_writing(add: _Adder) -> None:

@@ -1,0 +1,66 @@
+"""An exported graph, opened in ONNX Runtime on the CPU, for checking it: inputs by name, caches bound in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+from mimo_edge.export.onnx_ops import UNSEEN
+from mimo_edge.export.reference_ops import Array
+
+_DTYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64}
+GARBAGE = 7.0  # what a cache holds where nothing was written: reading it shows
+
+
+class Graph:
+    """One graph of an export; entry: its description in export.json."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any], dtype: str, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors only
+        self.entry, self.dtype = entry, _DTYPES[dtype.upper()]
+        self.session = ort.InferenceSession(str(folder / entry["file"]), options, providers=["CPUExecutionProvider"])
+        self.buffers: list[ort.OrtValue] = []
+        self.length = self.capacity = 0
+
+    def reset(self, capacity: int) -> None:
+        """Forget: new caches of `capacity` positions, none filled."""
+        self.length, self.capacity = 0, capacity
+        self.buffers = []
+        for before, _ in self.entry["caches"]:
+            shape = [capacity if size == "capacity" else size for size in self.entry["inputs"][before][0]]
+            self.buffers.append(ort.OrtValue.ortvalue_from_numpy(np.full(shape, GARBAGE, self.dtype)))
+
+    def step(self, new: int, attended: int | None = None, **inputs: Array) -> dict[str, Array]:
+        """Run with `new` positions after those filled, causal; the mask is `attended` wide (None: no wider than
+        needed)."""
+        filled = self.length + new
+        wide = filled if attended is None else attended
+        ahead = np.arange(wide)[None, :] - np.arange(self.length, filled)[:, None]
+        mask = np.where(ahead <= 0, 0.0, UNSEEN)[None, None]
+        outputs = self(**inputs, length=np.array([self.length]), mask=mask)
+        self.length = filled
+        return outputs
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run; floats are cast to the graph's dtype. Returns the outputs but for the caches, floats as float32."""
+        binding, ports = self.session.io_binding(), self.entry["inputs"]
+        kept = []  # a binding does not own what it binds
+        for name, value in inputs.items():
+            kind = ports[name][1]
+            kept.append(np.ascontiguousarray(value, self.dtype if kind == "FLOAT" else _DTYPES[kind]))
+            binding.bind_cpu_input(name, kept[-1])
+        for (before, after), buffer in zip(self.entry["caches"], self.buffers, strict=True):
+            binding.bind_ortvalue_input(before, buffer)
+            binding.bind_ortvalue_output(after, buffer)
+        afters = {after for _, after in self.entry["caches"]}
+        names = [name for name in self.entry["outputs"] if name not in afters]
+        for name in names:
+            binding.bind_output(name)
+        self.session.run_with_iobinding(binding)
+        arrays = [value.numpy() for value in binding.get_outputs()[len(self.buffers) :]]
+        return {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in zip(names, arrays, strict=True)}

@@ -1,0 +1,152 @@
+"""The five stages that become graphs: weights, module, inputs and outputs by name.
+
+`Stage.inputs` gives name -> (shape, dtype); a name in a shape is a dynamic axis. Dtype FLOAT stands for the dtype of
+the export; the text of `about` goes into the graph's metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mimo_edge.export import onnx_lm as lm
+from mimo_edge.export.onnx_codec import CodecDecoder, CodecEncoder, decoder_tables
+from mimo_edge.export.onnx_ops import Ops
+from mimo_edge.export.onnx_weights import Weight, bundle_weights
+from mimo_edge.export.reference import SEGMENT_MEL_FRAMES
+from mimo_edge.export.safetensors_io import SafetensorsFile
+
+FLOAT = "FLOAT"
+PIECE_CODE_FRAMES = 1500  # decoded at once by the reference, app:1144
+Port = tuple[tuple[int | str, ...], str]  # shape, dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One graph to be made.
+
+    caches: (before, after) names, which a runtime binds to the same buffers. limits: the most of a dynamic axis.
+    """
+
+    name: str
+    weights: list[Weight]
+    module: Callable[[Ops], nn.Module]
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+    caches: list[tuple[str, str]]
+    limits: dict[str, int]
+
+
+def stages(config: dict[str, Any], codec: SafetensorsFile, lm_file: SafetensorsFile, dtype: str) -> list[Stage]:
+    """Describe the graphs of a bundle. dtype: F32, F16 or BF16."""
+    return [
+        _codec_encoder(config, codec, dtype),
+        _codec_decoder(config["codec"], codec, dtype),
+        _patch_encoder(config, lm_file, dtype),
+        _backbone(config, lm_file, dtype),
+        _patch_decoder_step(config, lm_file, dtype),
+    ]
+
+
+def _codec_encoder(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+    c = config["codec"]
+    weights = bundle_weights(file, ["encoder."], dtype)
+    return Stage(
+        "codec_encoder",
+        weights,
+        lambda ops: CodecEncoder(c, ops, weights),
+        {"mel": (("mel_frames", c["n_mels"]), "F32"), "padded": ((1,), "F32"), "batched": ((1,), "F32")},
+        {"hidden": (("code_frames", c["d_model"]), "F32"), "codes": ((c["num_quantizers"], "code_frames"), "I32")},
+        [],
+        {"mel_frames": SEGMENT_MEL_FRAMES[config["variant"]]},
+    )
+
+
+def _codec_decoder(c: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+    books = [file.read(name) for name in file.tensors if name.endswith("._codebook.embed")]
+    weights = bundle_weights(file, ["decoder."], dtype) + decoder_tables(c, books)
+    return Stage(
+        "codec_decoder",
+        weights,
+        lambda ops: CodecDecoder(c, ops, weights),
+        {"codes": (("levels", "code_frames"), "I32")},
+        {"wav": (("samples",), "F32")},
+        [],
+        {"levels": c["num_quantizers"], "code_frames": PIECE_CODE_FRAMES},
+    )
+
+
+def _patch_encoder(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+    c, shape = config["lm"], lm.patch_encoder_shape(config["lm"])
+    prefixes = ["speech_embeddings.", "input_local_transformer.", "speech_group_downcast.", "model.embed_tokens."]
+    weights = bundle_weights(file, prefixes, dtype) + shape.tables(dtype)
+    return Stage(
+        "patch_encoder",
+        weights,
+        lambda ops: lm.PatchEncoder(c, ops, weights, shape, config["tokens"]["empty"]),
+        {"tokens": (("positions",), "I32"), "codes": ((c["audio_channels"], "positions", c["group_size"]), "I32")},
+        {"embeds": ((1, "positions", c["hidden_size"]), FLOAT)},
+        [],
+        {"positions": c["max_position_embeddings"]},
+    )
+
+
+def _backbone(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+    c, shape = config["lm"], lm.backbone_shape(config["lm"])
+    head = "model.embed_tokens." if c["tie_word_embeddings"] else "lm_head."
+    weights = bundle_weights(file, ["model.layers.", "model.norm.", head, "hidden_states_downcast."], dtype)
+    weights += shape.tables(dtype)
+    before, after = _cache_names(shape.layers)
+    cache: Port = ((1, shape.kv_heads, "capacity", shape.head_dim), FLOAT)
+    inputs: dict[str, Port] = {
+        "embeds": ((1, "positions", c["hidden_size"]), FLOAT),
+        "length": ((1,), "I64"),
+        "mask": ((1, 1, "positions", "attended"), FLOAT),
+    }
+    outputs: dict[str, Port] = {
+        "logits": ((1, c["vocab_size"]), "F32"),
+        "local_hidden": ((1, c["local_dim"]), FLOAT),
+        "hidden": ((1, "positions", c["hidden_size"]), FLOAT),
+    }
+    return Stage(
+        "backbone",
+        weights,
+        lambda ops: lm.Backbone(c, ops, weights, shape, config["tokens"]["empty"]),
+        inputs | dict.fromkeys(before, cache),
+        outputs | dict.fromkeys(after, cache),
+        list(zip(before, after, strict=True)),
+        {"capacity": shape.positions},
+    )
+
+
+def _patch_decoder_step(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+    c, shape = config["lm"], lm.patch_decoder_shape(config["lm"])
+    prefixes = ["local_transformer.", "local_transformer_lm_heads.", "speech_embeddings"]  # and .._to_local
+    weights = bundle_weights(file, prefixes, dtype) + shape.tables(dtype)
+    before, after = _cache_names(shape.layers)
+    cache: Port = ((1, shape.kv_heads, "capacity", shape.head_dim), FLOAT)
+    inputs: dict[str, Port] = {
+        "start": ((1, c["local_dim"]), FLOAT),
+        "codes": ((c["audio_channels"],), "I32"),
+        "length": ((1,), "I64"),
+        "mask": ((1, 1, 1, "attended"), FLOAT),
+    }
+    outputs: dict[str, Port] = {"hidden": ((1, c["local_dim"]), FLOAT)}
+    outputs |= {f"logits.{k}": ((1, size), "F32") for k, size in enumerate(c["speech_vocab_size"])}
+    return Stage(
+        "patch_decoder_step",
+        weights,
+        lambda ops: lm.PatchDecoderStep(c, ops, weights, shape, config["tokens"]["empty"]),
+        inputs | dict.fromkeys(before, cache),
+        outputs | dict.fromkeys(after, cache),
+        list(zip(before, after, strict=True)),
+        {"capacity": shape.positions},
+    )
+
+
+def _cache_names(layers: int) -> tuple[Sequence[str], Sequence[str]]:
+    names = [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
+    return names, [f"{name}.after" for name in names]

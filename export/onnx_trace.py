@@ -1,0 +1,101 @@
+"""One stage to one ONNX graph: traced without its weights, which it then names in the stage's file.
+
+    module on fake tensors -> torch.export -> ONNX -> initialisers become references into <stage>.weights -> optimise
+
+Nothing of the size of the model is ever in memory, so the way is the same for a test model and for seven billion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mimo_edge.export.onnx_ops import Ops
+from mimo_edge.export.onnx_stages import FLOAT, Port, Stage
+from mimo_edge.export.onnx_weights import TORCH_DTYPES, offsets
+
+FOLD_BYTES = 1 << 16  # the optimiser computes constants up to this size; larger weights are never read
+# of the axes while tracing; any would do, if they differ
+SIZES = {"mel_frames": 17, "levels": 3, "code_frames": 9, "positions": 5, "attended": 11, "capacity": 13}
+_IR_DTYPES = {
+    "F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16, "I32": ir.DataType.INT32,
+}  # fmt: skip
+
+
+def trace(stage: Stage, opset: int, dtype: str, folder: Path, metadata: Mapping[str, str]) -> ir.Model:
+    """Make the graph of `stage`; its weights lie in `folder` already. dtype: F32, F16 or BF16."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module = stage.module(Ops(opset)).eval()
+        inputs = [_example(port, dtype) for port in stage.inputs.values()]
+        shapes = [{axis: _dim(size) for axis, size in enumerate(port[0])} for port in stage.inputs.values()]
+        plain = len(inputs) - len(stage.caches)
+        arguments, dynamic = (tuple(a[:plain]) + ((a[plain:],) if stage.caches else ()) for a in (inputs, shapes))
+        with _quiet():
+            program = torch.onnx.export(
+                module, arguments, dynamo=True, opset_version=opset, dynamic_shapes=dynamic, optimize=False,
+                input_names=list(stage.inputs), output_names=list(stage.outputs), verbose=False,
+            )  # fmt: skip
+    assert program is not None
+    model = program.model
+    _refer_to_weights(model, stage, folder)
+    with _quiet():
+        onnxscript.optimizer.optimize(model, input_size_limit=FOLD_BYTES, output_size_limit=FOLD_BYTES)
+    _name_ports(model, stage)
+    model.graph.name = stage.name
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    model.producer_name, model.producer_version = "mimo-edge", metadata["mimo_edge.version"]
+    return model
+
+
+def _example(port: Port, dtype: str) -> torch.Tensor:
+    shape, kind = port
+    kind = dtype if kind == FLOAT else kind
+    size = [SIZES[n] if isinstance(n, str) else n for n in shape]
+    return torch.zeros(size, dtype=torch.int64 if kind == "I64" else TORCH_DTYPES[kind])
+
+
+def _dim(size: int | str) -> Any:
+    return torch.export.Dim.DYNAMIC if isinstance(size, str) else torch.export.Dim.STATIC
+
+
+def _refer_to_weights(model: ir.Model, stage: Stage, folder: Path) -> None:
+    """Give every initialiser its place in the stage's file."""
+    table, by_name = offsets(stage.weights), {weight.name: weight for weight in stage.weights}
+    for name, value in list(model.graph.initializers.items()):
+        weight = by_name.get(name)
+        if weight is None:
+            continue  # a constant of the trace itself
+        value.const_value = ir.ExternalTensor(
+            f"{stage.name}.weights", table[name], weight.nbytes, _IR_DTYPES[weight.dtype],
+            shape=ir.Shape(weight.shape), name=name, base_dir=folder,
+        )  # fmt: skip
+        value.dtype, value.shape = _IR_DTYPES[weight.dtype], ir.Shape(weight.shape)
+
+
+def _name_ports(model: ir.Model, stage: Stage) -> None:
+    """Write readable names on the dynamic axes of inputs and outputs."""
+    for values, ports in ((model.graph.inputs, stage.inputs), (model.graph.outputs, stage.outputs)):
+        for value in values:
+            value.shape = ir.Shape(ports[value.name or ""][0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter talks on standard output and warns about its own internals."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+    logging.getLogger("torch.onnx").setLevel(level)
