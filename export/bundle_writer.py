@@ -2,20 +2,16 @@
 
     source rows -> check finite -> F32 | BF16 -> stored layout -> file, hashed on the way
 
-The folder is made beside its destination under another name and renamed when complete: a bundle is there whole or not
-at all. Memory stays at a few blocks of rows, whatever the size of the model.
+A bundle is there whole or not at all (new_folder.py). Memory stays at a few blocks of rows, whatever the size of the
+model.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mimo_edge.export.checkpoint import Source
+from mimo_edge.export.new_folder import Counter, Progress, check_space, check_target, new_folder, write_file
 from mimo_edge.export.safetensors_io import Array, SafetensorsWriter, f32_to_bf16, input_error, nbytes_of, to_f32
 from mimo_edge.export.tensor_table import (
     Shapes,
@@ -36,7 +33,6 @@ from mimo_edge.export.tensor_table import (
 REVISION = 1
 FORMAT = "mimo-edge bundle"
 DTYPES = ("auto", "bf16", "f32")
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being worked on
 
 _BLOCK_BYTES = 8 << 20  # rows converted at a time: fits the cache, and keeps memory far below one tensor
 _MARGIN_BYTES = 1 << 20  # headers and bundle.json, for the check of free space
@@ -48,42 +44,22 @@ def write_bundle(
     """Write `checkpoint` as a bundle folder `out`.
 
     dtype: "auto" keeps BF16 and widens F16 to F32; "bf16" rounds; "f32" widens. Vectors and codebooks are always F32.
-    overwrite: replace an existing bundle, after the new one is complete.
+    overwrite: replace an existing bundle, after the new one is complete. progress: of bytes.
     Raises InputError (wrong dtype, target in the way, NaN or infinity in a weight) or BundleError (disk full or not
     writable). Whatever is raised, KeyboardInterrupt too, nothing half-written stays and an old bundle is untouched.
     """
     if dtype not in DTYPES:
         raise input_error(f"build: dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
     out = out.resolve()
-    _check_target(out, overwrite)
+    check_target(out, "bundle.json", "bundle", overwrite, lambda text: input_error(f"build: {text}"))
     plans = {
         "lm": _plan(checkpoint, checkpoint.lm_tensors, dtype),
         "codec": _plan(checkpoint, checkpoint.codec_tensors, dtype),
     }
     needed = sum(nbytes_of(kind, stored_shape(name, shape)) for plan in plans.values() for name, kind, shape in plan)
-    with _sentence_for_os_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(out, needed + len(checkpoint.tokenizer.json) + _MARGIN_BYTES)
-        partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)  # of an earlier process with this number
-        try:
-            partial.mkdir()
-            _fill(checkpoint, partial, plans, _Counter(progress, needed + _source_bytes(checkpoint)))
-            _move(partial, out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-class _Counter:
-    """Count bytes for a progress callback."""
-
-    def __init__(self, report: Progress | None, total: int) -> None:
-        self._report, self._total, self._done = report, total, 0
-
-    def add(self, count: int, name: str) -> None:
-        self._done += count
-        if self._report is not None:
-            self._report(self._done, self._total, name)
+    check_space(out, needed + len(checkpoint.tokenizer.json) + _MARGIN_BYTES, _bundle_error)
+    with new_folder(out, _bundle_error) as folder:
+        _fill(checkpoint, folder, plans, Counter(progress, needed + _source_bytes(checkpoint)))
 
 
 _Plan = list[tuple[str, str, tuple[int, ...]]]  # name, dtype in the bundle, released shape; in file order
@@ -103,7 +79,7 @@ def _plan(checkpoint: Source, tensors: Shapes, dtype: str) -> _Plan:
     return sorted(plan, key=lambda entry: entry[1] != "F32")
 
 
-def _fill(checkpoint: Source, folder: Path, plans: Mapping[str, _Plan], counter: _Counter) -> None:
+def _fill(checkpoint: Source, folder: Path, plans: Mapping[str, _Plan], counter: Counter) -> None:
     files: dict[str, Any] = {}
     for part, plan in plans.items():
         path = folder / f"{part}.safetensors"
@@ -114,11 +90,10 @@ def _fill(checkpoint: Source, folder: Path, plans: Mapping[str, _Plan], counter:
                     counter.add(writer.write(name, block), name)
         files[path.name] = {"bytes": writer.bytes, "sha256": writer.sha256}
     text = checkpoint.tokenizer.json
-    _write_file(folder / "tokenizer.json", text)
+    write_file(folder / "tokenizer.json", text)
     files["tokenizer.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     description = _describe(checkpoint) | {"provenance": _provenance(checkpoint, counter), "files": files}
-    _write_file(folder / "bundle.json", json.dumps(description, indent=1, ensure_ascii=False).encode() + b"\n")
-    _sync_folder(folder)
+    write_file(folder / "bundle.json", json.dumps(description, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def _blocks(checkpoint: Source, name: str, kind: str, shape: tuple[int, ...]) -> Iterator[Array]:
@@ -169,7 +144,7 @@ def _source_bytes(checkpoint: Source) -> int:
     return sum(path.stat().st_size for paths in checkpoint.source_files.values() for path in paths)
 
 
-def _provenance(checkpoint: Source, counter: _Counter) -> dict[str, Any]:
+def _provenance(checkpoint: Source, counter: Counter) -> dict[str, Any]:
     """Name the released folders and hash every file the bundle was made from."""
     result: dict[str, Any] = {}
     for part, paths in checkpoint.source_files.items():
@@ -178,7 +153,7 @@ def _provenance(checkpoint: Source, counter: _Counter) -> dict[str, Any]:
     return result
 
 
-def _sha256(path: Path, counter: _Counter) -> str:
+def _sha256(path: Path, counter: Counter) -> str:
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(_BLOCK_BYTES):
@@ -187,62 +162,7 @@ def _sha256(path: Path, counter: _Counter) -> str:
     return digest.hexdigest()
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "bundle.json").is_file():
-        raise input_error(f"build: {out}: expected a new folder, got something that is no bundle; choose another name")
-    if not overwrite:
-        raise input_error(f"build: {out}: expected a new folder, but a bundle is there; add --overwrite to replace it")
-
-
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise _bundle_error(f"build: {out}: expected {needed / 1e9:.2f} GB free on this disk, got {free / 1e9:.2f} GB")
-
-
-def _move(partial: Path, out: Path) -> None:
-    """Put the complete folder in place; an old bundle steps aside first and comes back if that fails."""
-    old = out.parent / f".{out.name}.old-{os.getpid()}"
-    try:
-        if out.exists():
-            os.rename(out, old)
-        os.rename(partial, out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            os.rename(old, out)
-        raise
-    _sync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _bundle_error(message: str) -> Exception:
+def _bundle_error(text: str) -> Exception:
     from mimo_edge import BundleError
 
-    return BundleError(message)
-
-
-@contextmanager
-def _sentence_for_os_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full; free some space and build again" if full else str(error)
-        raise _bundle_error(f"build: {out} could not be written: {what}") from error
+    return BundleError(f"build: {text}")

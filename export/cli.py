@@ -41,9 +41,9 @@ def run_build(args: argparse.Namespace) -> int:
     for warning in checkpoint.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     bar: ProgressBar | None = None
-    done = 0
+    done = 0.0
 
-    def progress(now: int, total: int, name: str) -> None:
+    def progress(now: float, total: float, name: str) -> None:
         nonlocal bar, done
         if bar is None:
             bar = ProgressBar(total / 1e6, "MB", "build")

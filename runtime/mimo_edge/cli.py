@@ -144,11 +144,11 @@ def _add_graphs(add: _Adder, words: list[str]) -> None:
     ):  # fmt: skip
         command = add.command(name, functools.partial(_graphs, part), about, examples)
         if words[:1] == [name]:
-            getattr(importlib.import_module("mimo_edge.export.onnx_cli"), f"add_{part}_arguments")(command)
+            getattr(importlib.import_module("mimo_edge.export.onnx.cli"), f"add_{part}_arguments")(command)
 
 
 def _graphs(part: str, arguments: argparse.Namespace) -> int:
-    return int(getattr(importlib.import_module("mimo_edge.export.onnx_cli"), f"run_{part}")(arguments))
+    return int(getattr(importlib.import_module("mimo_edge.export.onnx.cli"), f"run_{part}")(arguments))
 
 
 def _add_writing(add: _Adder) -> None:

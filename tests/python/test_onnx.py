@@ -20,11 +20,11 @@ import onnx  # noqa: E402
 import torch  # noqa: E402
 
 from mimo_edge import InputError  # noqa: E402
-from mimo_edge.export import onnx_cli  # noqa: E402
-from mimo_edge.export.onnx import export_onnx  # noqa: E402
-from mimo_edge.export.onnx_codec import istft_kernels  # noqa: E402
-from mimo_edge.export.onnx_verify import verify_onnx  # noqa: E402
-from mimo_edge.export.onnx_weights import PAGE_BYTES, TORCH_DTYPES, Weight, computed, offsets, write_weights  # noqa: E402
+from mimo_edge.export.onnx import cli as onnx_cli  # noqa: E402
+from mimo_edge.export.onnx.codec import istft_kernels  # noqa: E402
+from mimo_edge.export.onnx.verify import verify_onnx  # noqa: E402
+from mimo_edge.export.onnx.weights import PAGE_BYTES, TORCH_DTYPES, Weight, computed, offsets, write_weights  # noqa: E402
+from mimo_edge.export.onnx.writer import export_onnx  # noqa: E402
 
 STAGES = ("codec_encoder", "codec_decoder", "patch_encoder", "backbone", "patch_decoder_step")
 
@@ -170,7 +170,7 @@ def test_the_istft_kernel_is_the_windowed_inverse_dft(nfft: int) -> None:
 
 def test_a_folder_in_the_way_is_left_alone(bundle: Path, graphs: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="expected a new folder, got something else"):
+    with pytest.raises(InputError, match="expected a new folder, got something that is no export"):
         export_onnx(bundle, tmp_path, overwrite=True)
     with pytest.raises(InputError, match="add --overwrite"):
         export_onnx(bundle, graphs)
@@ -202,7 +202,7 @@ def test_a_truncated_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_half_written_stays(bundle: Path, tmp_path: Path) -> None:
-    def interrupt(_done: float, _total: int, name: str) -> None:
+    def interrupt(_done: float, _total: float, name: str) -> None:
         if name == "patch_encoder.opset24.onnx":
             raise KeyboardInterrupt
 

@@ -21,12 +21,12 @@ for needed in ("torch", "onnx", "onnxscript", "onnx_ir"):
 import onnx  # noqa: E402
 
 from mimo_edge import InputError  # noqa: E402
-from mimo_edge.export import onnx_cli  # noqa: E402
 from mimo_edge.export.bundle_writer import write_bundle  # noqa: E402
 from mimo_edge.export.checkpoint import RandomCheckpoint  # noqa: E402
-from mimo_edge.export.onnx import export_onnx  # noqa: E402
+from mimo_edge.export.onnx import cli as onnx_cli  # noqa: E402
+from mimo_edge.export.onnx.trt import build_engine, check_identity, load_tensorrt  # noqa: E402
+from mimo_edge.export.onnx.writer import export_onnx  # noqa: E402
 from mimo_edge.export.random_checkpoint import _SHAPE_7B  # noqa: E402
-from mimo_edge.export.trt import build_engine, check_identity, load_tensorrt  # noqa: E402
 
 TARGETS = (86, 89, 120)
 STAGES = ("codec_encoder", "codec_decoder", "patch_encoder", "backbone", "patch_decoder_step")

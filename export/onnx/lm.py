@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimo_edge.export.onnx_ops import Ops, added_mask, half_rope
-from mimo_edge.export.onnx_weights import ModuleWeights, Weight, computed
+from mimo_edge.export.onnx.ops import Ops, added_mask, half_rope
+from mimo_edge.export.onnx.weights import ModuleWeights, Weight, computed
 from mimo_edge.export.reference_ops import Config, join_heads, split_heads
 
 

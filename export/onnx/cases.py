@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mimo_edge.export.onnx_graph import Graph
-from mimo_edge.export.onnx_lm import local_steps
+from mimo_edge.export.onnx.graph import Graph
+from mimo_edge.export.onnx.lm import local_steps
 from mimo_edge.export.reference import Reference, Sampling, State
 from mimo_edge.export.reference_codec import Codec
 from mimo_edge.export.reference_ops import Array, numpy, silent

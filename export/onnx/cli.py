@@ -34,12 +34,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 def run_export(args: argparse.Namespace) -> int:
     """Export the graphs the arguments ask for, print a line a graph. Returns the exit status."""
     _need(NEEDED, "export-onnx")
-    from mimo_edge.export.onnx import export_onnx
+    from mimo_edge.export.onnx.writer import export_onnx
     from mimo_edge.progress import ProgressBar
 
     with ProgressBar(1, "files", "export-onnx") as bar:
 
-        def progress(done: float, total: int, name: str) -> None:
+        def progress(done: float, total: float, name: str) -> None:
             bar.total, bar.label = total, f"export-onnx {name}"
             bar.update(done - bar.done)
 
@@ -67,7 +67,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 def run_verify(args: argparse.Namespace) -> int:
     """Compare every graph with the executable spec and the goldens: 0 if all cases pass, 1 else."""
     _need(("torch", "onnxruntime"), "verify-onnx")
-    from mimo_edge.export.onnx_verify import verify_onnx
+    from mimo_edge.export.onnx.verify import verify_onnx
     from mimo_edge.progress import ProgressBar
 
     with ProgressBar(None, "cases", "verify-onnx") as bar:
@@ -99,9 +99,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def run_engine(args: argparse.Namespace) -> int:
     """Build the engines the arguments ask for, print a line an engine. Returns the exit status."""
     _need(("onnx",), "build-engine")
-    from mimo_edge.export.onnx import read_export
+    from mimo_edge.export.onnx.trt import build_engine
+    from mimo_edge.export.onnx.writer import read_export
     from mimo_edge.export.safetensors_io import input_error
-    from mimo_edge.export.trt import build_engine
     from mimo_edge.progress import ProgressBar
 
     sm, described = args.target.removeprefix("sm"), read_export(args.graphs)

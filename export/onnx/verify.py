@@ -1,6 +1,6 @@
 """`mimo-edge verify-onnx`: every exported graph in ONNX Runtime, against the executable spec and golden arrays.
 
-    export folder + bundle -> identity and hashes -> cases of every graph (onnx_cases.py) -> a report a graph and case
+    export folder + bundle -> identity and hashes -> cases of every graph (cases.py) -> a report a graph and case
 
 A report is as `mimo-edge verify` writes it: error, limit, number of values. NaN fails.
 """
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mimo_edge.export.onnx import read_export
-from mimo_edge.export.onnx_cases import LIMITS, Subject, cases, facts_of
-from mimo_edge.export.onnx_graph import Graph
+from mimo_edge.export.onnx.cases import LIMITS, Subject, cases, facts_of
+from mimo_edge.export.onnx.graph import Graph
+from mimo_edge.export.onnx.writer import read_export
 from mimo_edge.export.reference import Reference
 from mimo_edge.export.safetensors_io import input_error
 from mimo_edge.verify.goldens import Check, Goldens, StageReport

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-from mimo_edge.export.onnx_ops import UNSEEN
+from mimo_edge.export.onnx.ops import UNSEEN
 from mimo_edge.export.reference_ops import Array
 
 _DTYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64}

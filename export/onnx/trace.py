@@ -20,9 +20,9 @@ import onnxscript.optimizer
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mimo_edge.export.onnx_ops import Ops
-from mimo_edge.export.onnx_stages import FLOAT, Port, Stage
-from mimo_edge.export.onnx_weights import TORCH_DTYPES, offsets
+from mimo_edge.export.onnx.ops import Ops
+from mimo_edge.export.onnx.stages import FLOAT, Port, Stage
+from mimo_edge.export.onnx.weights import TORCH_DTYPES, offsets
 
 FOLD_BYTES = 1 << 16  # the optimiser computes constants up to this size; larger weights are never read
 # of the axes while tracing; any would do, if they differ

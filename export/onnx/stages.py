@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from mimo_edge.export import onnx_lm as lm
-from mimo_edge.export.onnx_codec import CodecDecoder, CodecEncoder, decoder_tables
-from mimo_edge.export.onnx_ops import Ops
-from mimo_edge.export.onnx_weights import Weight, bundle_weights
+from mimo_edge.export.onnx import lm
+from mimo_edge.export.onnx.codec import CodecDecoder, CodecEncoder, decoder_tables
+from mimo_edge.export.onnx.ops import Ops
+from mimo_edge.export.onnx.weights import Weight, bundle_weights
 from mimo_edge.export.reference import SEGMENT_MEL_FRAMES
 from mimo_edge.export.safetensors_io import SafetensorsFile
 

@@ -1,21 +1,16 @@
 """`mimo-edge export-onnx`: a bundle to ONNX graphs, one a stage and flavour, with their weights beside them.
 
-    bundle -> weights of a stage (onnx_weights.py) -> graph of a flavour (onnx_trace.py) -> folder
+    bundle -> weights of a stage (weights.py) -> graph of a flavour (trace.py) -> folder
 
 The folder: `<stage>.opset24.onnx`, `<stage>.opset21.onnx`, `<stage>.weights` that both read, and `export.json`, which
-says what bundle they come from and gives every file's hash. It is made beside its destination and renamed when
-complete. Stages, inputs and outputs: onnx_stages.py.
+says what bundle they come from and gives every file's hash. Stages, inputs and outputs: stages.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,15 +19,15 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from mimo_edge.export.onnx_ops import FLAVOURS
-from mimo_edge.export.onnx_stages import Stage, stages
-from mimo_edge.export.onnx_trace import trace
-from mimo_edge.export.onnx_weights import offsets, write_weights
+from mimo_edge.export.new_folder import Counter, Progress, check_space, check_target, new_folder
+from mimo_edge.export.onnx.ops import FLAVOURS
+from mimo_edge.export.onnx.stages import Stage, stages
+from mimo_edge.export.onnx.trace import trace
+from mimo_edge.export.onnx.weights import offsets, write_weights
 from mimo_edge.export.safetensors_io import SafetensorsFile, input_error
 
 FORMAT, REVISION = "mimo-edge onnx", 1
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-Progress = Callable[[float, int, str], None]  # graphs and weight files done, in all, what is being worked on
 _MARGIN_BYTES = 64 << 20  # the graphs themselves
 
 
@@ -79,6 +74,7 @@ def export_onnx(
 
     flavours: opsets, 24 and 21. dtype: of weights, caches and masks: f32, f16 or bf16 (waveforms, codes, scores and
     codebooks are not touched by it). only: names of stages, empty = all. overwrite: replace an earlier export.
+    progress: of files of weights and graphs, two flavours being two graphs.
     Raises InputError (no bundle, target in the way, unknown word, disk full); nothing half-written stays.
     """
     if dtype not in DTYPES:
@@ -91,10 +87,10 @@ def export_onnx(
         names = ", ".join(stage.name for stage in every)
         raise input_error(f"export-onnx: stage: expected {names}, got {min(unknown_names)}")
     chosen = [stage for stage in every if not only or stage.name in only]
-    _check_target(out, overwrite)
-    with _sentence_for_os_errors(out), _new_folder(out) as folder:
-        _check_space(folder, chosen)
-        report = _Steps(progress, len(chosen) * (1 + len(flavours)))
+    check_target(out, "export.json", "export", overwrite, _failure)
+    check_space(out, _bytes_of(chosen), _failure, "free some space, or choose --dtype f16")
+    report = Counter(progress, len(chosen) * (1 + len(flavours)))
+    with new_folder(out, _failure) as folder:
         described = _describe(source, dtype)
         described["graphs"] = [
             graph for stage in chosen for graph in _export_stage(stage, flavours, described, folder, report)
@@ -116,14 +112,14 @@ def read_export(folder: Path) -> dict[str, Any]:
 
 
 def _export_stage(
-    stage: Stage, flavours: Sequence[int], described: dict[str, Any], folder: Path, report: _Steps
+    stage: Stage, flavours: Sequence[int], described: dict[str, Any], folder: Path, report: Counter
 ) -> Iterator[dict[str, Any]]:
     """Write the weights of a stage and its graphs; yield their entries in export.json."""
     file, total = f"{stage.name}.weights", max(1, sum(weight.nbytes for weight in stage.weights))
     weights = write_weights(stage.weights, folder / file, lambda count: report.add(count / total, file))
     for opset in flavours:
         name = f"{stage.name}.opset{opset}.onnx"
-        report.add(0.0, name)
+        report.add(0, name)
         properties = {
             "mimo_edge.version": metadata.version("mimo-edge"),
             "mimo_edge.bundle": described["bundle"]["name"],
@@ -135,7 +131,7 @@ def _export_stage(
             "mimo_edge.caches": json.dumps(stage.caches),
         }
         ir.save(trace(stage, opset, DTYPES[described["dtype"]], folder, properties), folder / name)
-        report.add(1.0, name)
+        report.add(1, name)
         yield {
             "stage": stage.name,
             "opset": opset,
@@ -147,18 +143,6 @@ def _export_stage(
             "caches": stage.caches,
             "limits": stage.limits,
         }
-
-
-class _Steps:
-    """Count weight files and graphs for a progress callback."""
-
-    def __init__(self, report: Progress | None, total: int) -> None:
-        self._report, self._total, self._done = report, total, 0.0
-
-    def add(self, amount: float, name: str) -> None:
-        self._done += amount
-        if self._report is not None:
-            self._report(self._done, self._total, name)
 
 
 def _describe(source: Source, dtype: str) -> dict[str, Any]:
@@ -173,52 +157,11 @@ def _describe(source: Source, dtype: str) -> dict[str, Any]:
     }
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "export.json").is_file():
-        raise input_error(f"export-onnx: {out}: expected a new folder, got something else; choose another name")
-    if not overwrite:
-        raise input_error(f"export-onnx: {out}: expected a new folder, but graphs are there; add --overwrite")
+def _bytes_of(chosen: Sequence[Stage]) -> int:
+    """Size of the files of weights, and room for the graphs."""
+    files = (offsets(stage.weights)[stage.weights[-1].name] + stage.weights[-1].nbytes for stage in chosen)
+    return _MARGIN_BYTES + sum(files)
 
 
-def _check_space(folder: Path, chosen: Sequence[Stage]) -> None:
-    needed = _MARGIN_BYTES + sum(
-        offsets(stage.weights)[stage.weights[-1].name] + stage.weights[-1].nbytes for stage in chosen
-    )
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise input_error(f"export-onnx: expected {needed / 1e9:.2f} GB free on this disk, got {free / 1e9:.2f} GB; "
-                          "free some space, or choose --dtype f16")  # fmt: skip
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place at the end, or vanishes if anything is raised."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (out.parent / f".{out.name}.{word}-{os.getpid()}" for word in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        yield partial
-        if out.exists():
-            os.rename(out, old)
-        os.rename(partial, out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            os.rename(old, out)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _sentence_for_os_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full; free some space and export again" if full else str(error)
-        raise input_error(f"export-onnx: {out} could not be written: {what}") from error
+def _failure(text: str) -> Exception:
+    return input_error(f"export-onnx: {text}")
