@@ -1,5 +1,5 @@
 // The two kinds of memory in the core: activations (owned, float32, row-major) and weights (viewed, mapped from a
-// bundle).
+// bundle, floats or packed integers).
 #pragma once
 
 #include <cstdint>
@@ -37,18 +37,30 @@ struct Codes {
     int32_t at(int64_t level, int64_t frame) const { return data[static_cast<size_t>(level * frames + frame)]; }
 };
 
-enum class DType : uint8_t { f32, bf16 };
+// Element types of a bundle's tensors. i4: two in a byte, which files call U8.
+enum class DType : uint8_t { f32, bf16, f16, i8, i4, f8_e4m3 };
 
-inline int64_t bytes_of(DType type) {
-    return type == DType::f32 ? 4 : 2;
+inline int64_t bytes_of(DType type) {  // of one stored element; of a pair for i4
+    return type == DType::f32 ? 4 : type == DType::bf16 || type == DType::f16 ? 2 : 1;
 }
 
-// Weights [rows, cols], row-major, in the bundle's own type. A view: the bundle's mapping outlives it.
+inline const char* name_of(DType type) {  // as safetensors spell it
+    constexpr const char* names[] = {"F32", "BF16", "F16", "I8", "U8", "F8_E4M3"};
+    return names[static_cast<size_t>(type)];
+}
+
+// Weights [rows, cols] in the bundle's own type. A view: the bundle's mapping outlives it.
+// f32, bf16: row-major. i8, i4: packed in the layout of kernels/packed.h, with scales.
 struct Matrix {
     const void* data = nullptr;
     int64_t rows = 0;
     int64_t cols = 0;
     DType type = DType::f32;
+    const void* scales = nullptr;  // packed: [ceil(rows / 16), ceil(cols / group), 16], f32 for i8 and f16 for i4
+    int64_t group = 0;             // packed: columns that share a scale; i8: all
+    int activation_bits = 16;      // packed: 8 or 16, how finely the inputs are rounded
+
+    bool packed() const { return type == DType::i8 || type == DType::i4; }
 };
 
 using Vector = std::span<const float>;  // biases, norm weights

@@ -36,9 +36,7 @@ Array resized(Array x, int64_t rows) {
 CodecDecoder::ConvTranspose CodecDecoder::read_conv(const Weights& weights, int64_t in, int64_t out, int64_t kernel,
                                                     int64_t stride) {
     ConvTranspose layer;
-    layer.taps.weight = weights.matrix("conv.weight", {kernel, out, in});
-    layer.taps.weight.rows = kernel * out;
-    layer.taps.weight.cols = in;
+    layer.taps.weight = weights.matrix("conv.weight", {kernel, out, in}, 2);
     layer.bias = weights.vector("conv.bias", out);
     layer.norm = read_layer_norm(weights, "norm", out);
     layer.kernel = kernel;

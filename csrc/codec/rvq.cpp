@@ -9,7 +9,8 @@ Rvq::Rvq(const CodecConfig& config, const Weights& weights) : dim_(config.d_mode
         const int64_t bins = config.codebook_size[static_cast<size_t>(level)];
         const Matrix codebook = weights.under("vq.layers", level).matrix("_codebook.embed", {bins, dim_});
         if (codebook.type != DType::f32)
-            throw BundleError("rvq: expected F32 codebooks, got BF16; build the bundle again");
+            throw BundleError(
+                message("rvq: expected F32 codebooks, got ", name_of(codebook.type), "; build the bundle again"));
         const auto* rows = static_cast<const float*>(codebook.data);
         std::vector<float>& norms = norms_.emplace_back(static_cast<size_t>(bins));
         for (size_t i = 0; i < norms.size(); ++i) {

@@ -1,5 +1,8 @@
 #include "io/bundle.h"
 
+#include <functional>
+#include <numeric>
+
 #include "io/json.h"
 #include "io/sha256.h"
 
@@ -52,17 +55,52 @@ void check_file(const Json& bundle, const std::string& name, std::span<const uin
 
 }  // namespace
 
-Matrix Weights::matrix(const std::string& name, const std::vector<int64_t>& shape) const {
-    const auto& tensor = file_->get(prefix_ + name, shape);
-    int64_t cols = 1;
-    for (size_t i = 1; i < shape.size(); ++i) cols *= shape[i];
-    return {.data = tensor.data, .rows = shape[0], .cols = cols, .type = tensor.type};
+Matrix Weights::matrix(const std::string& name, const std::vector<int64_t>& shape, size_t row_axes) const {
+    const auto product = [](auto first, auto last) {
+        return std::accumulate(first, last, int64_t{1}, std::multiplies());
+    };
+    const auto border = shape.begin() + static_cast<std::ptrdiff_t>(row_axes);
+    const int64_t rows = product(shape.begin(), border), cols = product(border, shape.end());
+    const DType type = file_->get(prefix_ + name).type;
+    if (type == DType::i8 || type == DType::i4) return packed(name, rows, cols);
+    if (type != DType::f32 && type != DType::bf16) {
+        throw BundleError(message("bundle: expected F32, BF16, I8 or U8 for ", prefix_ + name, ", got ", name_of(type),
+                                  "; the native core does not read it"));
+    }
+    return {.data = file_->get(prefix_ + name, shape).data, .rows = rows, .cols = cols, .type = type};
+}
+
+// The layout is that of kernels/packed.h: blocks of 16 rows, 4 bytes of a row side by side.
+Matrix Weights::packed(const std::string& name, int64_t rows, int64_t cols) const {
+    constexpr int64_t kRows = 16, kBytes = 4;
+    const std::string full = prefix_ + name;
+    if (!quantization_) {
+        throw BundleError(message("bundle: expected 'quantization' in bundle.json beside the packed tensor ", full,
+                                  ", got none; quantise the bundle again"));
+    }
+    const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+    const DType type = file_->get(full).type;
+    const bool wide = type == DType::i8;
+    const int64_t group = wide ? cols : quantization_->group;
+    const auto& tensor = file_->get(full, {parts(rows, kRows), parts(cols, wide ? kBytes : 2 * kBytes), kRows, kBytes});
+    const auto& scales = file_->get(full + "_scale", {parts(rows, kRows), parts(cols, group), kRows});
+    if (scales.type != (wide ? DType::f32 : DType::f16)) {
+        throw BundleError(
+            message("bundle: expected ", wide ? "F32" : "F16", " for ", full, "_scale, got ", name_of(scales.type)));
+    }
+    return {.data = tensor.data,
+            .rows = rows,
+            .cols = cols,
+            .type = type,
+            .scales = scales.data,
+            .group = group,
+            .activation_bits = quantization_->activation_bits_of(full)};
 }
 
 Vector Weights::vector(const std::string& name, int64_t size) const {
     const auto& tensor = file_->get(prefix_ + name, {size});
     if (tensor.type != DType::f32)
-        throw BundleError(message("bundle: expected F32 for ", prefix_ + name, ", got BF16"));
+        throw BundleError(message("bundle: expected F32 for ", prefix_ + name, ", got ", name_of(tensor.type)));
     return {reinterpret_cast<const float*>(tensor.data), static_cast<size_t>(size)};
 }
 

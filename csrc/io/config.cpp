@@ -165,6 +165,21 @@ LmConfig parse_lm(const Json& object) {
     return c;
 }
 
+Quantization parse_quantization(const Json& object) {
+    Quantization q = {.recipe = object.at("recipe").string(),
+                      .group = Fields(object, "quantization").count("group"),
+                      .activation_bits = {}};
+    if (q.group % 32 != 0 || q.group > 1024)
+        refuse("quantization.group", "to be a multiple of 32 up to 1024", std::to_string(q.group));
+    for (const auto& [prefix, bits] : object.at("activation_bits").object()) {
+        const int64_t value = bits.integer();
+        if (value != 8 && value != 16)
+            refuse("quantization.activation_bits." + prefix, "8 or 16", std::to_string(value));
+        q.activation_bits.emplace_back(prefix, static_cast<int>(value));
+    }
+    return q;
+}
+
 SpecialTokens parse_tokens(const Json& object, int64_t vocab_size) {
     const Fields f(object, "tokens");
     const auto id = [&](const char* key) { return static_cast<int32_t>(f.count(key, 0, vocab_size - 1)); };
@@ -186,6 +201,18 @@ int64_t LmConfig::local_steps() const {
     return group_size + *std::max_element(delay_pattern.begin(), delay_pattern.end());
 }
 
+int Quantization::activation_bits_of(const std::string& tensor) const {
+    constexpr int kDefaultBits = 16;
+    size_t longest = 0;
+    int found = kDefaultBits;
+    for (const auto& [prefix, bits] : activation_bits) {
+        if (!tensor.starts_with(prefix) || prefix.size() < longest) continue;
+        longest = prefix.size();
+        found = bits;
+    }
+    return found;
+}
+
 Config Config::parse(const Json& bundle) {
     const LmConfig lm = parse_lm(bundle.at("lm"));
     const CodecConfig codec = parse_codec(bundle.at("codec"));
@@ -201,10 +228,12 @@ Config Config::parse(const Json& bundle) {
     }
     const std::string& variant = bundle.at("variant").string();
     if (variant != "audio" && variant != "asr") refuse("variant", "audio or asr", variant);
+    const Json* quantization = bundle.find("quantization");
     return {.codec = codec,
             .lm = lm,
             .tokens = parse_tokens(bundle.at("tokens"), lm.vocab_size),
-            .asr_variant = variant == "asr"};
+            .asr_variant = variant == "asr",
+            .quantization = quantization ? std::optional(parse_quantization(*quantization)) : std::nullopt};
 }
 
 int64_t Config::segment_frames() const {

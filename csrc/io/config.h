@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "io/json.h"
@@ -59,11 +60,21 @@ struct SpecialTokens {
     int32_t eos, pad, im_start, im_end, sosp, eosp, empty, sostm, eostm, eot;
 };
 
+// How the packed weights of a bundle are to be read.
+struct Quantization {
+    std::string recipe;
+    int64_t group;                                             // columns that share a scale in 4-bit weights
+    std::vector<std::pair<std::string, int>> activation_bits;  // tensor name prefix -> 8 or 16
+
+    int activation_bits_of(const std::string& tensor) const;  // the longest prefix wins; none: 16
+};
+
 struct Config {
     CodecConfig codec;
     LmConfig lm;
     SpecialTokens tokens;
-    bool asr_variant;  // MiMo-V2.5-ASR: segments of 30 s instead of 60
+    bool asr_variant;                          // MiMo-V2.5-ASR: segments of 30 s instead of 60
+    std::optional<Quantization> quantization;  // none: all weights are floats
 
     // Throws BundleError naming the field, what was expected and what came.
     static Config parse(const Json& bundle);

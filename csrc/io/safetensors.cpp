@@ -15,9 +15,10 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }
 
 DType parse_type(const std::string& text, const std::string& tensor) {
-    if (text == "F32") return DType::f32;
-    if (text == "BF16") return DType::bf16;
-    throw BundleError(message("safetensors: expected F32 or BF16 for ", tensor, ", got ", text));
+    for (const DType type : {DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3}) {
+        if (text == name_of(type)) return type;
+    }
+    throw BundleError(message("safetensors: expected F32, BF16, F16, I8, U8 or F8_E4M3 for ", tensor, ", got ", text));
 }
 
 }  // namespace
@@ -75,15 +76,20 @@ const Safetensors::Tensor* Safetensors::find(const std::string& name) const {
     return found == tensors_.end() ? nullptr : &found->second;
 }
 
-const Safetensors::Tensor& Safetensors::get(const std::string& name, const std::vector<int64_t>& shape) const {
+const Safetensors::Tensor& Safetensors::get(const std::string& name) const {
     const Tensor* tensor = find(name);
     if (!tensor) throw BundleError(message("bundle: expected tensor ", name, " in ", name_, ", got none"));
-    if (tensor->shape != shape) {
-        throw BundleError(
-            message("bundle: expected shape ", shape_text(shape), " for ", name, ", got ", shape_text(tensor->shape)));
-    }
-    tensor->used = true;
     return *tensor;
+}
+
+const Safetensors::Tensor& Safetensors::get(const std::string& name, const std::vector<int64_t>& shape) const {
+    const Tensor& tensor = get(name);
+    if (tensor.shape != shape) {
+        throw BundleError(
+            message("bundle: expected shape ", shape_text(shape), " for ", name, ", got ", shape_text(tensor.shape)));
+    }
+    tensor.used = true;
+    return tensor;
 }
 
 std::vector<std::string> Safetensors::unused() const {

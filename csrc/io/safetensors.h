@@ -28,6 +28,7 @@ public:
 
     // Marks the tensor as used. Throws BundleError naming the tensor with both shapes.
     const Tensor& get(const std::string& name, const std::vector<int64_t>& shape) const;
+    const Tensor& get(const std::string& name) const;  // whatever its shape; does not mark it
 
     // Names never asked for; a bundle that holds some belongs to another configuration.
     std::vector<std::string> unused() const;

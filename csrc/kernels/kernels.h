@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "base/array.h"
+#include "kernels/packed.h"
 
 namespace mimo {
 
@@ -34,10 +35,19 @@ struct KeyRange {
 struct Kernels {
     const char* name;
 
-    // y[i, j] = sum_k x[i, k] * w[j, k] (+ bias[j]) for i in [0, rows), j in [first, last). x rows x_stride apart, y
-    // rows y_stride.
+    // Weights of floats: y[i, j] = sum_k x[i, k] * w[j, k] (+ bias[j]) for i in [0, rows), j in [first, last). x rows
+    // x_stride apart, y rows y_stride.
     void (*linear)(const float* x, int64_t rows, int64_t x_stride, const Matrix& w, const float* bias, int64_t first,
                    int64_t last, float* y, int64_t y_stride);
+
+    // One row for packed weights: x [cols] -> values [planes, cols filled up], scales and sums [groups] (packed.h).
+    void (*round_inputs)(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales,
+                         int32_t* sums);
+
+    // Packed weights: columns [first, last) of y for all rows of x; first is a multiple of kBlockRows. Bit for bit the
+    // twin's result.
+    void (*linear_packed)(const RoundedInputs& x, const Matrix& w, const float* bias, int64_t first, int64_t last,
+                          float* y, int64_t y_stride);
 
     // out[i] = softmax(scale * q[i] · K[range_i]) V[range_i] for `queries` queries; q and out rows are `stride` apart.
     // scratch: 4 * (highest range end + 2 * kLanes) floats. Ranges are non-empty.

@@ -15,6 +15,40 @@ int64_t grain_for(int64_t n, int64_t work) {
     return n * work < kInlineWork ? n : 1;
 }
 
+// Inputs of a packed layer and the memory that holds them.
+class Rounded {
+public:
+    Rounded(const Context& context, const float* x, int64_t rows, int64_t stride, const Matrix& w)
+        : cols_((w.cols + kInputPadding - 1) / kInputPadding * kInputPadding),
+          group_(input_group(w)),
+          groups_((w.cols + group_ - 1) / group_),
+          planes_(w.activation_bits / 8),
+          rows_(rows),
+          values_(static_cast<size_t>(rows * planes_ * cols_)),
+          scales_(static_cast<size_t>(rows * groups_)),
+          sums_(static_cast<size_t>(rows * groups_)) {
+        context.pool.run(rows, grain_for(rows, w.cols), [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                context.kernels.round_inputs(x + i * stride, w.cols, group_, planes_,
+                                             values_.data() + i * planes_ * cols_, scales_.data() + i * groups_,
+                                             sums_.data() + i * groups_);
+            }
+        });
+    }
+
+    RoundedInputs view() const {
+        return {rows_, cols_, group_, groups_, planes_, values_.data(), scales_.data(), sums_.data()};
+    }
+
+private:
+    int64_t cols_, group_, groups_;
+    int planes_;
+    int64_t rows_;
+    std::vector<int8_t> values_;
+    std::vector<float> scales_;
+    std::vector<int32_t> sums_;
+};
+
 }  // namespace
 
 Array linear(const Context& context, const float* x, int64_t rows, int64_t stride, const Linear& layer) {
@@ -22,6 +56,13 @@ Array linear(const Context& context, const float* x, int64_t rows, int64_t strid
     Array y(rows, w.rows);
     const float* bias = layer.bias.empty() ? nullptr : layer.bias.data();
     const int64_t grain = rows * w.rows * w.cols < kInlineWork ? w.rows : kLinearGrain;
+    if (w.packed()) {
+        const Rounded inputs(context, x, rows, stride, w);
+        context.pool.run(w.rows, grain, [&](int64_t first, int64_t last) {
+            context.kernels.linear_packed(inputs.view(), w, bias, first, last, y.data.data(), y.cols);
+        });
+        return y;
+    }
     context.pool.run(w.rows, grain, [&](int64_t first, int64_t last) {
         context.kernels.linear(x, rows, stride, w, bias, first, last, y.data.data(), y.cols);
     });
@@ -69,6 +110,13 @@ void add(Array& x, const Array& y) {
 }
 
 void add_row(const Matrix& table, int64_t row, float* y) {
+    if (table.packed()) {
+        for (int64_t i = 0; i < table.cols; ++i) {
+            const float value = static_cast<float>(packed_integer(table, row, i)) * packed_scale(table, row, i);
+            y[i] += value;
+        }
+        return;
+    }
     const int64_t first = row * table.cols;
     if (table.type == DType::f32) {
         const auto* values = static_cast<const float*>(table.data) + first;

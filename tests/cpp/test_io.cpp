@@ -62,6 +62,29 @@ TEST(safetensors_reads_what_it_should) {
     CHECK_THROWS(Weights(file).vector("b", 4), BundleError, "expected F32 for b");
 }
 
+TEST(packed_tensors_are_checked) {
+    const TemporaryFolder folder;
+    const std::string header = R"({"a":{"dtype":"I8","shape":[2,2,16,4],"data_offsets":[0,256]},)"
+                               R"("a_scale":{"dtype":"F32","shape":[2,1,16],"data_offsets":[256,384]},)"
+                               R"("b":{"dtype":"U8","shape":[1,5,16,4],"data_offsets":[384,704]},)"
+                               R"("b_scale":{"dtype":"F16","shape":[1,2,16],"data_offsets":[704,768]},)"
+                               R"("c":{"dtype":"I8","shape":[1,1,16,4],"data_offsets":[768,832]},)"
+                               R"("c_scale":{"dtype":"F16","shape":[1,1,16],"data_offsets":[832,864]},)"
+                               R"("d":{"dtype":"F8_E4M3","shape":[1,1,16,4],"data_offsets":[864,928]}})";
+    const Safetensors file(folder.write("w", safetensors(header, 928)));
+    const Quantization quantization = {.recipe = "test", .group = 32, .activation_bits = {{"a", 16}, {"", 8}}};
+    const Weights weights(file, &quantization);
+    const Matrix a = weights.matrix("a", {17, 2, 4}), b = weights.matrix("b", {2, 8, 33}, 2);
+    CHECK(a.rows == 17 && a.cols == 8 && a.type == DType::i8 && a.group == 8 && a.activation_bits == 16);
+    CHECK(b.rows == 16 && b.cols == 33 && b.type == DType::i4 && b.group == 32 && b.activation_bits == 8);
+    CHECK_THROWS(Weights(file).matrix("a", {17, 8}), BundleError, "expected 'quantization' in bundle.json");
+    CHECK_THROWS(weights.matrix("a", {33, 8}), BundleError, "expected shape [3, 2, 16, 4] for a, got [2, 2, 16, 4]");
+    CHECK_THROWS(weights.matrix("b", {16, 65}), BundleError, "expected shape [1, 9, 16, 4] for b");
+    CHECK_THROWS(weights.matrix("c", {16, 4}), BundleError, "expected F32 for c_scale, got F16");
+    CHECK_THROWS(weights.matrix("d", {16, 4}), BundleError, "F8_E4M3");
+    CHECK(file.unused() == std::vector<std::string>{"d"});
+}
+
 TEST(safetensors_refuses_damage) {
     const TemporaryFolder folder;
     const auto refused = [&](const std::string& bytes, const char* part) {

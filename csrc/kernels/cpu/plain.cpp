@@ -25,6 +25,52 @@ void linear(const float* x, int64_t rows, int64_t x_stride, const Matrix& w, con
     }
 }
 
+void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales,
+                  int32_t* sums) {
+    const int64_t padded = (cols + kInputPadding - 1) / kInputPadding * kInputPadding;
+    std::fill_n(values, planes * padded, int8_t{0});
+    const float steps = planes == 1 ? 127.0f : 16256.0f;
+    for (int64_t first = 0; first < cols; first += group) {
+        const int64_t end = std::min(cols, first + group), g = first / group;
+        uint32_t bits = 0;  // of the largest magnitude; NaN is above infinity is above every number
+        for (int64_t k = first; k < end; ++k) bits = std::max(bits, std::bit_cast<uint32_t>(x[k]) & 0x7FFFFFFFu);
+        const float most = std::bit_cast<float>(bits);
+        scales[g] = std::isfinite(most) ? (most < kSmallestInput ? 0.0f : most / steps) : NAN;
+        sums[g] = 0;
+        if (!(scales[g] > 0)) continue;
+        const float inverse = steps / most;
+        for (int64_t k = first; k < end; ++k) {
+            const auto q = static_cast<int32_t>(std::nearbyint(x[k] * inverse));
+            const int32_t high = planes == 1 ? q : (q + 64) >> 7;
+            values[k] = static_cast<int8_t>(high);
+            if (planes == 2) values[padded + k] = static_cast<int8_t>(q - 128 * high);
+            sums[g] += q;
+        }
+    }
+}
+
+void linear_packed(const RoundedInputs& x, const Matrix& w, const float* bias, int64_t first, int64_t last, float* y,
+                   int64_t y_stride) {
+    for (int64_t i = 0; i < x.rows; ++i) {
+        const int8_t* high = x.row(i);
+        const int8_t* low = high + x.cols;
+        for (int64_t j = first; j < last; ++j) {
+            float sum = 0;
+            for (int64_t g = 0; g < x.groups; ++g) {
+                int32_t dot = 0;
+                for (int64_t k = g * x.group; k < std::min(w.cols, (g + 1) * x.group); ++k) {
+                    const int32_t q = x.planes == 1 ? high[k] : 128 * high[k] + low[k];
+                    dot += q * packed_integer(w, j, k);
+                }
+                const float scale = x.scales[i * x.groups + g] * packed_scale(w, j, g * x.group);
+                const float product = static_cast<float>(dot) * scale;
+                sum = sum + product;
+            }
+            y[i * y_stride + j] = bias ? sum + bias[j] : sum;
+        }
+    }
+}
+
 void attention(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
                int64_t stride, float* scratch) {
     const int64_t dim = head.head_dim;
@@ -78,7 +124,8 @@ void rms_norm(const float* x, Vector weight, float eps, float* y) {
 }  // namespace
 
 const Kernels& plain_kernels() {
-    static constexpr Kernels table = {"plain", linear, attention, gelu, silu_multiply, layer_norm, rms_norm};
+    static constexpr Kernels table = {"plain", linear,        round_inputs, linear_packed, attention,
+                                      gelu,    silu_multiply, layer_norm,   rms_norm};
     return table;
 }
 

@@ -347,8 +347,15 @@ void rms_norm(const float* x, Vector weight, float eps, float* y) {
 #define MIMO_NAME(isa) MIMO_TEXT(isa)
 
 const Kernels& MIMO_TABLE(MIMO_ISA)() {
-    static constexpr Kernels table = {MIMO_NAME(MIMO_ISA), linear,     attention, gelu,
-                                      silu_multiply,       layer_norm, rms_norm};
+    static const Kernels table = {MIMO_NAME(MIMO_ISA),
+                                  linear,
+                                  plain_kernels().round_inputs,
+                                  plain_kernels().linear_packed,
+                                  attention,
+                                  gelu,
+                                  silu_multiply,
+                                  layer_norm,
+                                  rms_norm};
     return table;
 }
 
