@@ -25,6 +25,9 @@ public:
     void operator()(const std::string& name, std::initializer_list<int64_t> shape, const float* values) const {
         if (listener_) listener_(name, shape, values);
     }
+    void operator()(const std::string& name, const std::vector<int64_t>& shape, const float* values) const {
+        if (listener_) listener_(name, shape, values);
+    }
     void operator()(const std::string& name, const Array& array) const {
         (*this)(name, {array.rows, array.cols}, array.data.data());
     }

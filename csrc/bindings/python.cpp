@@ -123,6 +123,113 @@ auto without_gil(Function function) {
     return function();
 }
 
+// --- networks that Python computes: an object with the methods of Backend, checked by mimo_edge/backend.py's protocol
+// ---------------------------------------------------------------------------------------------------------------
+
+// Calls Python from threads that have let the GIL go. Nothing of Python is touched without it, the last reference
+// included.
+class PythonObject {
+public:
+    explicit PythonObject(py::object object)
+        : object_(new py::object(std::move(object)), [](py::object* last) {
+              py::gil_scoped_acquire gil;
+              delete last;
+          }) {}
+
+    template <typename Use>
+    auto with(Use use) const {
+        py::gil_scoped_acquire gil;
+        return use(*object_);
+    }
+
+private:
+    std::shared_ptr<py::object> object_;
+};
+
+py::object tap_for_python(const Tap& tap) {
+    if (!tap) return py::none();
+    return py::cpp_function([&tap](const std::string& name, const Floats& array) {
+        tap(name, std::vector<int64_t>(array.shape(), array.shape() + array.ndim()), array.data());
+    });
+}
+
+py::array_t<int32_t> ints_to_numpy(std::span<const int32_t> values, std::vector<py::ssize_t> shape) {
+    py::array_t<int32_t> out(std::move(shape));
+    std::copy(values.begin(), values.end(), out.mutable_data());
+    return out;
+}
+
+std::vector<float> floats_of(const py::handle& made, const char* what) {
+    const auto values = to_span(py::cast<Floats>(made), what);
+    return {values.begin(), values.end()};
+}
+
+class PythonSequence final : public Sequence {
+public:
+    explicit PythonSequence(py::object object) : object_(std::move(object)) {}
+
+    Array append(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes,
+                 const Tap& tap) override {
+        return object_.with([&](const py::object& self) {
+            const auto count = static_cast<py::ssize_t>(tokens.size());
+            const py::object made = self.attr("append")(
+                first, ints_to_numpy(tokens, {count}),
+                ints_to_numpy(codes, {count, static_cast<py::ssize_t>(codes.size()) / count}), tap_for_python(tap));
+            return to_array(py::cast<Floats>(made), "backend: append");
+        });
+    }
+
+    std::vector<float> text_logits() override {
+        return object_.with(
+            [](const py::object& self) { return floats_of(self.attr("text_logits")(), "text_logits"); });
+    }
+
+    Array local_hidden() override {
+        return object_.with([](const py::object& self) {
+            return to_array(py::cast<Floats>(self.attr("local_hidden")()), "backend: local_hidden");
+        });
+    }
+
+    std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap& tap) override {
+        return object_.with([&](const py::object& self) {
+            const auto levels = static_cast<py::ssize_t>(made.size());
+            std::vector<std::vector<float>> scores;
+            for (const py::handle level :
+                 self.attr("local_step")(step, ints_to_numpy(made, {levels}), tap_for_python(tap)))
+                scores.push_back(floats_of(level, "local_step"));
+            return scores;
+        });
+    }
+
+private:
+    PythonObject object_;
+};
+
+class PythonBackend final : public Backend {
+public:
+    explicit PythonBackend(py::object object) : object_(std::move(object)) {}
+
+    std::shared_ptr<Sequence> sequence(int64_t capacity) const override {
+        return object_.with([&](const py::object& self) -> std::shared_ptr<Sequence> {
+            return std::make_shared<PythonSequence>(self.attr("sequence")(capacity));
+        });
+    }
+
+    Array encode(const Array& mel, int64_t longest, const Tap&) const override {
+        return object_.with([&](const py::object& self) {
+            return to_array(py::cast<Floats>(self.attr("encode")(to_numpy(mel), longest)), "backend: encode");
+        });
+    }
+
+    std::vector<float> decode(const Codes& codes, const Tap&) const override {
+        return object_.with(
+            [&](const py::object& self) { return floats_of(self.attr("decode")(to_numpy(codes)), "decode"); });
+    }
+
+private:
+    PythonObject object_;
+};
+
 // --- the faces of the core's classes
 // ---------------------------------------------------------------------------------------------
 
@@ -149,10 +256,10 @@ void bind_codec(PyModel& model) {
             "encode_mel",
             [](const Model& m, const Floats& mel, const Listener& tap) {
                 const Array frames = to_array(mel, "encode_mel");
-                const Context context = m.context(to_tap(tap));
+                const Tap listener = to_tap(tap);
                 const auto [hidden, codes] = without_gil([&] {
-                    Array h = m.codec_encoder(context, frames);
-                    Codes c = m.rvq.encode(context, h);
+                    Array h = m.encode_mel(frames, listener);
+                    Codes c = m.rvq.encode(m.context(), h);
                     return std::pair(std::move(h), std::move(c));
                 });
                 return py::make_tuple(to_numpy(hidden), to_numpy(codes));
@@ -420,11 +527,14 @@ PYBIND11_MODULE(_core, module) {
     model
         .def_static(
             "open",
-            [](const std::string& path, int threads, bool check, const std::optional<std::string>& kernels) {
-                const OpenOptions options = {threads, check, kernels ? kernels->c_str() : nullptr};
+            [](const std::string& path, int threads, bool check, const std::optional<std::string>& kernels,
+               const py::object& backend) {
+                OpenOptions options = {threads, check, kernels ? kernels->c_str() : nullptr, nullptr};
+                if (!backend.is_none()) options.backend = std::make_shared<PythonBackend>(backend);
                 return std::const_pointer_cast<Model>(without_gil([&] { return Model::open(path, options); }));
             },
-            py::arg("path"), py::arg("threads") = 0, py::arg("check") = false, py::arg("kernels") = py::none())
+            py::arg("path"), py::arg("threads") = 0, py::arg("check") = false, py::arg("kernels") = py::none(),
+            py::arg("backend") = py::none())
         .def_property_readonly("config_json", [](const Model& m) { return m.bundle_json; })
         .def_property_readonly("threads", [](const Model& m) { return m.context().pool.threads(); })
         .def_property_readonly("kernels", [](const Model& m) { return m.context().kernels.name; });

@@ -71,27 +71,20 @@ int64_t CodecEncoder::code_frames_of(int64_t mel_frames) const {
     return (frames_of(mel_frames) + config_.avg_pooler - 1) / config_.avg_pooler;
 }
 
-Array CodecEncoder::operator()(const Context& context, const Array& mel) const {
-    if (mel.cols != config_.n_mels)
-        throw ShapeError(message("encode: expected ", config_.n_mels, " mel channels, got ", mel.cols));
+std::vector<CodecEncoder::Segment> CodecEncoder::segments(int64_t mel_frames) const {
     std::vector<int64_t> lengths;
-    for (int64_t first = 0; first < mel.rows; first += segment_frames_)
-        lengths.push_back(std::min(segment_frames_, mel.rows - first));
-    Array hidden(0, config_.d_model);
-    int64_t first = 0;
+    for (int64_t first = 0; first < mel_frames; first += segment_frames_)
+        lengths.push_back(std::min(segment_frames_, mel_frames - first));
+    std::vector<Segment> out;
     for (const auto& batch : group_segments(lengths, kBatchMelFrames)) {
         const int64_t longest = *std::max_element(batch.begin(), batch.end());
-        for (const int64_t length : batch) {
-            const Array segment = encode_segment(context, slice(mel, first, length), longest);
-            hidden.data.insert(hidden.data.end(), segment.data.begin(), segment.data.end());
-            hidden.rows += segment.rows;
-            first += length;
-        }
+        for (const int64_t length : batch)
+            out.push_back({static_cast<int64_t>(out.size()) * segment_frames_, length, longest});
     }
-    return hidden;
+    return out;
 }
 
-Array CodecEncoder::encode_segment(const Context& context, const Array& mel, int64_t longest) const {
+Array CodecEncoder::operator()(const Context& context, const Array& mel, int64_t longest) const {
     // A shorter segment of a batch is padded with zero mel frames; the convolutions see them, so as many as they can
     // reach are kept.
     const int64_t reach = 4 * config_.kernel_size;

@@ -20,12 +20,17 @@ public:
     int64_t frames_of(int64_t mel_frames) const;
     int64_t code_frames_of(int64_t mel_frames) const;
 
-    // mel [F, n_mels] of a whole file -> hidden [T, D]. Long input is cut into segments that do not see each other.
-    Array operator()(const Context& context, const Array& mel) const;
+    // Where a file of mel frames is cut. longest: frames of the longest segment of the batch that upstream puts each
+    // in.
+    struct Segment {
+        int64_t first, frames, longest;
+    };
+    std::vector<Segment> segments(int64_t mel_frames) const;
+
+    // mel [F, n_mels] of one segment -> hidden [T, D]. Upstream pads it to `longest` frames.
+    Array operator()(const Context& context, const Array& mel, int64_t longest) const;
 
 private:
-    // longest: mel frames of the longest segment of the batch, to whose length upstream pads this one.
-    Array encode_segment(const Context& context, const Array& mel, int64_t longest) const;
     Array pool(const Context& context, const Array& x, int64_t longest) const;
 
     CodecConfig config_;

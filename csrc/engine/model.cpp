@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/native.h"
+
 namespace mimo {
 namespace {
 
@@ -25,6 +27,7 @@ Model::Model(const std::filesystem::path& folder, const OpenOptions& options)
     : bundle_(folder, options.check),
       pool_(thread_count(options.threads)),
       kernels_(choose_kernels(options.kernels)),
+      backend_(options.backend ? options.backend : std::make_shared<Native>(*this)),
       config(bundle_.config()),
       bundle_json(bundle_.json()),
       mel(config.codec),
@@ -49,11 +52,28 @@ Codes Model::encode(std::span<const float> wav, const Tap& tap) const {
     const Context c = context(tap);
     const Array frames = mel(c, wav);
     tap("mel", frames);
-    return rvq.encode(c, codec_encoder(c, frames));
+    return rvq.encode(c, encode_mel(frames, tap));
+}
+
+Array Model::encode_mel(const Array& frames, const Tap& tap) const {
+    if (frames.cols != config.codec.n_mels)
+        throw ShapeError(message("encode: expected ", config.codec.n_mels, " mel channels, got ", frames.cols));
+    Array hidden(0, config.codec.d_model);
+    for (const auto& segment : codec_encoder.segments(frames.rows)) {
+        Array part(segment.frames, frames.cols);
+        std::copy_n(frames.row(segment.first), part.data.size(), part.data.begin());
+        const Array made = backend_->encode(part, segment.longest, tap);
+        expect_made("hidden", {codec_encoder.code_frames_of(part.rows), hidden.cols}, {made.rows, made.cols});
+        hidden.data.insert(hidden.data.end(), made.data.begin(), made.data.end());
+        hidden.rows += made.rows;
+    }
+    return hidden;
 }
 
 std::vector<float> Model::decode(const Codes& codes, const Tap& tap) const {
-    return codec_decoder(context(tap), rvq.decode(codes), codes.frames);
+    std::vector<float> wav = backend_->decode(codes, tap);
+    expect_made("samples", {codes.frames * codec_decoder.samples_per_frame()}, {static_cast<int64_t>(wav.size())});
+    return wav;
 }
 
 }  // namespace mimo

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "backend/backend.h"
 #include "codec/decoder.h"
 #include "codec/encoder.h"
 #include "codec/mel.h"
@@ -15,9 +16,10 @@
 namespace mimo {
 
 struct OpenOptions {
-    int threads = 0;                // 0: one for each processor
-    bool check = false;             // hash every file of the bundle
-    const char* kernels = nullptr;  // an instruction set by name (kernels.h); null: the fastest
+    int threads = 0;                                   // 0: one for each processor
+    bool check = false;                                // hash every file of the bundle
+    const char* kernels = nullptr;                     // an instruction set by name (kernels.h); null: the fastest
+    std::shared_ptr<const Backend> backend = nullptr;  // who computes the networks; null: the core itself
 };
 
 class Model {
@@ -28,15 +30,21 @@ public:
     // Ears: wav float32 [samples] at the codec's rate -> codes [num_quantizers, T].
     Codes encode(std::span<const float> wav, const Tap& tap = {}) const;
 
+    // The second half of it: mel [F, n_mels] of a whole file -> hidden [T, D], of which rvq makes codes. Long input is
+    // cut into segments that do not see each other.
+    Array encode_mel(const Array& frames, const Tap& tap = {}) const;
+
     // Voice: codes [n, T] -> wav [T * samples per code frame], decoded in one piece.
     std::vector<float> decode(const Codes& codes, const Tap& tap = {}) const;
 
+    const Backend& backend() const { return *backend_; }
     Context context(const Tap& tap = {}) const { return {pool_, kernels_, tap}; }
 
 private:
     Bundle bundle_;
     Pool pool_;
     const Kernels& kernels_;
+    std::shared_ptr<const Backend> backend_;
 
     Model(const std::filesystem::path& folder, const OpenOptions& options);
 

@@ -1,11 +1,7 @@
 #include "engine/state.h"
 
-#include <algorithm>
-
 namespace mimo {
 namespace {
-
-constexpr int64_t kPrefillRows = 256;  // positions computed at once: bounds the memory of a long prompt
 
 int64_t capacity_of(const LmConfig& lm, int64_t asked) {
     if (asked < 0 || asked > lm.max_position_embeddings) {
@@ -22,8 +18,7 @@ State::State(std::shared_ptr<const Model> model, uint64_t seed, uint32_t stream,
       seed_(seed),
       stream_(stream),
       capacity_(capacity_of(model_->config.lm, context)),
-      cache_(model_->backbone.config(), capacity_),
-      patch_cache_(model_->patch_decoder.make_cache()) {}
+      sequence_(model_->backend().sequence(capacity_)) {}
 
 void State::prefill(const Positions& positions, const Tap& tap) {
     if (positions.count() == 0) throw InputError("prompt: expected at least one position, got none");
@@ -31,25 +26,19 @@ void State::prefill(const Positions& positions, const Tap& tap) {
         throw InputError(message("prompt: expected at most ", capacity_, " positions of 160 ms or one token, got ",
                                  length() + positions.count(), "; shorten the audio or the history"));
     }
-    const Context context = model_->context(tap);
-    const Array embeds = model_->patch_encoder(context, positions, model_->speech_embeddings);
-    Array all(embeds.rows, embeds.cols);
-    for (int64_t first = 0; first < embeds.rows; first += kPrefillRows) {
-        Array part(std::min(kPrefillRows, embeds.rows - first), embeds.cols);
-        std::copy_n(embeds.row(first), part.data.size(), part.data.begin());
-        const Array hidden = model_->backbone.append(context, std::move(part), cache_);
-        std::copy(hidden.data.begin(), hidden.data.end(), all.row(first));
-    }
-    tap("backbone.hidden", all);
-    hidden_ = Array(1, all.cols);
-    std::copy_n(all.row(all.rows - 1), all.cols, hidden_.data.begin());
+    check(positions, model_->config);
+    hidden_ = {};
+    Array last = sequence_->append(length_, positions.tokens, positions.codes, tap);
+    expect_made("hidden", {1, model_->config.lm.hidden_size}, {last.rows, last.cols});
+    hidden_ = std::move(last);
+    length_ += positions.count();
 }
 
 void State::rewind(int64_t length) {
-    if (length < 0 || length > cache_.length) {
-        throw InputError(message("rewind: expected 0 to ", cache_.length, " positions, got ", length));
+    if (length < 0 || length > length_) {
+        throw InputError(message("rewind: expected 0 to ", length_, " positions, got ", length));
     }
-    cache_.length = length;
+    length_ = length;
     hidden_ = {};
 }
 
@@ -59,13 +48,16 @@ const Array& State::hidden() const {
 }
 
 std::vector<float> State::text_logits(const Tap& tap) const {
-    Array logits = linear(model_->context(), hidden(), model_->text_head);
-    tap("backbone.logits", {logits.cols}, logits.data.data());
-    return std::move(logits.data);
+    hidden();
+    std::vector<float> logits = sequence_->text_logits();
+    expect_made("logits", {model_->config.lm.vocab_size}, {static_cast<int64_t>(logits.size())});
+    tap("backbone.logits", {static_cast<int64_t>(logits.size())}, logits.data());
+    return logits;
 }
 
 Array State::local_hidden() const {
-    return model_->patch_decoder.enter(model_->context(), hidden());
+    hidden();
+    return sequence_->local_hidden();
 }
 
 int32_t State::sample_token(const Sampling& sampling, std::span<const int32_t> removed, const Tap& tap) const {
@@ -73,10 +65,12 @@ int32_t State::sample_token(const Sampling& sampling, std::span<const int32_t> r
 }
 
 Codes State::decode_patch(const Sampling& sampling, const Tap& tap, const Codes* forced) {
-    const Array input = local_hidden();
-    tap("backbone.local_hidden", {input.cols}, input.data.data());
-    return model_->patch_decoder(model_->context(tap), input, model_->speech_embeddings, sampling, draw(), forced,
-                                 patch_cache_);
+    if (tap) {
+        const Array input = local_hidden();
+        tap("backbone.local_hidden", {input.cols}, input.data.data());
+    }
+    hidden();
+    return mimo::decode_patch(*sequence_, model_->config.lm, sampling, draw(), forced, tap);
 }
 
 }  // namespace mimo

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "backend/backend.h"
 #include "engine/model.h"
 
 namespace mimo {
@@ -15,7 +16,7 @@ public:
     explicit State(std::shared_ptr<const Model> model, uint64_t seed = 0, uint32_t stream = 0, int64_t context = 0);
 
     const Model& model() const { return *model_; }
-    int64_t length() const { return cache_.length; }  // positions read
+    int64_t length() const { return length_; }  // positions read
     int64_t capacity() const { return capacity_; }
 
     // Reads more positions. Throws InputError, and changes nothing, if they are none, do not fit or hold unknown tokens
@@ -39,9 +40,9 @@ private:
     uint64_t seed_;
     uint32_t stream_;
     int64_t capacity_;
-    KvCache cache_;
-    KvCache patch_cache_;
-    Array hidden_;
+    std::shared_ptr<Sequence> sequence_;
+    int64_t length_ = 0;
+    Array hidden_;  // of the last position; empty before the first and after a rewind
 };
 
 }  // namespace mimo

@@ -28,4 +28,24 @@ void append(Positions& positions, const Positions& more) {
     positions.codes.insert(positions.codes.end(), more.codes.begin(), more.codes.end());
 }
 
+void check(const Positions& positions, const Config& config) {
+    const LmConfig& lm = config.lm;
+    for (int64_t i = 0; i < positions.count(); ++i) {
+        const int32_t token = positions.tokens[static_cast<size_t>(i)];
+        if (token < 0 || token >= lm.vocab_size) {
+            throw InputError(
+                message("prompt: expected tokens from 0 to ", lm.vocab_size - 1, ", got ", token, " at position ", i));
+        }
+        if (token != config.tokens.empty) continue;
+        for (int64_t at = 0; at < lm.group_size * lm.audio_channels; ++at) {
+            const int64_t level = at % lm.audio_channels, codes = lm.speech_vocab_size[static_cast<size_t>(level)];
+            const int32_t code = positions.codes[static_cast<size_t>(i * lm.group_size * lm.audio_channels + at)];
+            if (code < 0 || code >= codes) {
+                throw InputError(message("prompt: expected codes from 0 to ", codes - 1, " at level ", level, ", got ",
+                                         code, " at position ", i));
+            }
+        }
+    }
+}
+
 }  // namespace mimo

@@ -23,4 +23,7 @@ Codes patch_of(const Positions& positions, int64_t index, const LmConfig& lm);
 void append(Positions& positions, int32_t token, const Codes* patch, const LmConfig& lm);
 void append(Positions& positions, const Positions& more);
 
+// Throws InputError on a token, or on a code of a patch, that the model's tables lack.
+void check(const Positions& positions, const Config& config);
+
 }  // namespace mimo

@@ -14,9 +14,9 @@ SpeechEmbeddings::SpeechEmbeddings(const LmConfig& lm, const Weights& weights) {
 
 void SpeechEmbeddings::add_code(int64_t level, int64_t code, float* y) const {
     const Matrix& table = tables_[static_cast<size_t>(level)];
-    if (code < 0 || code >= table.rows) {
+    if (code < 0 || code >= table.rows) {  // a forced patch; prompts are checked before
         throw InputError(
-            message("patch encoder: expected codes from 0 to ", table.rows - 1, " at level ", level, ", got ", code));
+            message("patch decoder: expected codes from 0 to ", table.rows - 1, " at level ", level, ", got ", code));
     }
     add_row(table, code, y);
 }
@@ -35,10 +35,6 @@ Array PatchEncoder::operator()(const Context& context, const Positions& position
     std::vector<int64_t> patches;
     for (int64_t i = 0; i < positions.count(); ++i) {
         const int32_t token = positions.tokens[static_cast<size_t>(i)];
-        if (token < 0 || token >= lm_.vocab_size) {
-            throw InputError(
-                message("prompt: expected tokens from 0 to ", lm_.vocab_size - 1, ", got ", token, " at position ", i));
-        }
         if (token == empty_token_) {
             patches.push_back(i);
         } else {

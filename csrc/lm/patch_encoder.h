@@ -25,7 +25,7 @@ public:
     PatchEncoder(const Config& config, const Weights& weights);
 
     // -> [P, hidden_size]. An empty code adds nothing; codes under a text token are ignored; <|empty|> itself has no
-    // embedding. Throws InputError on a token or code that the tables lack.
+    // embedding. positions: checked (patch.h).
     Array operator()(const Context& context, const Positions& positions, const SpeechEmbeddings& speech) const;
 
 private:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mimo_edge.backend import Backend
+
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Tap = Callable[[str, Floats], None] | None
@@ -32,7 +34,13 @@ class Sampling:
 
 class Model:
     @staticmethod
-    def open(path: str, threads: int = 0, check: bool = False, kernels: str | None = None) -> Model: ...
+    def open(
+        path: str,
+        threads: int = 0,
+        check: bool = False,
+        kernels: str | None = None,
+        backend: Backend | None = None,
+    ) -> Model: ...
     @property
     def config_json(self) -> str: ...
     @property

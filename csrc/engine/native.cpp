@@ -1,0 +1,65 @@
+#include "engine/native.h"
+
+#include <algorithm>
+
+namespace mimo {
+namespace {
+
+constexpr int64_t kPrefillRows = 256;  // positions computed at once: bounds the memory of a long prompt
+
+class NativeSequence final : public Sequence {
+public:
+    NativeSequence(const Model& model, int64_t capacity)
+        : model_(model), cache_(model.backbone.config(), capacity), patch_cache_(model.patch_decoder.make_cache()) {}
+
+    Array append(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes,
+                 const Tap& tap) override {
+        const Context context = model_.context(tap);
+        const Positions positions = {{tokens.begin(), tokens.end()}, {codes.begin(), codes.end()}};
+        const Array embeds = model_.patch_encoder(context, positions, model_.speech_embeddings);
+        cache_.length = first;
+        Array all(embeds.rows, embeds.cols);
+        for (int64_t begin = 0; begin < embeds.rows; begin += kPrefillRows) {
+            Array part(std::min(kPrefillRows, embeds.rows - begin), embeds.cols);
+            std::copy_n(embeds.row(begin), part.data.size(), part.data.begin());
+            const Array hidden = model_.backbone.append(context, std::move(part), cache_);
+            std::copy(hidden.data.begin(), hidden.data.end(), all.row(begin));
+        }
+        tap("backbone.hidden", all);
+        hidden_ = Array(1, all.cols);
+        std::copy_n(all.row(all.rows - 1), all.cols, hidden_.data.begin());
+        return hidden_;
+    }
+
+    std::vector<float> text_logits() override { return linear(model_.context(), hidden_, model_.text_head).data; }
+
+    Array local_hidden() override { return model_.patch_decoder.enter(model_.context(), hidden_); }
+
+    std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap& tap) override {
+        if (step == 0) patch_cache_.length = 0;
+        const Context context = model_.context(tap);
+        Array input = step == 0 ? local_hidden() : model_.patch_decoder.embed(context, made, model_.speech_embeddings);
+        return model_.patch_decoder.step(context, step, std::move(input), patch_cache_);
+    }
+
+private:
+    const Model& model_;
+    KvCache cache_, patch_cache_;
+    Array hidden_;
+};
+
+}  // namespace
+
+std::shared_ptr<Sequence> Native::sequence(int64_t capacity) const {
+    return std::make_shared<NativeSequence>(model_, capacity);
+}
+
+Array Native::encode(const Array& mel, int64_t longest, const Tap& tap) const {
+    return model_.codec_encoder(model_.context(tap), mel, longest);
+}
+
+std::vector<float> Native::decode(const Codes& codes, const Tap& tap) const {
+    return model_.codec_decoder(model_.context(tap), model_.rvq.decode(codes), codes.frames);
+}
+
+}  // namespace mimo
