@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "codec/decoder_stream.h"
 #include "codec/resample.h"
 #include "engine/generation.h"
 #include "engine/reply.h"
@@ -467,6 +468,44 @@ void bind_state(py::module_& module) {
         .def("cancel", &Generation::cancel);
 }
 
+// prior: [[mean, variance], [mean, variance]] of the two norms, or none.
+StreamOptions stream_options(const std::optional<std::array<std::array<double, 2>, 2>>& prior, double weight_frames,
+                             int64_t history_frames, int64_t look_ahead_frames) {
+    StreamOptions options = {.norm = {.prior = {}, .weight_frames = weight_frames},
+                             .history_frames = history_frames,
+                             .look_ahead_frames = look_ahead_frames};
+    if (!prior) {
+        if (weight_frames > 0) throw InputError("decoder stream: expected a prior where it has a weight, got none");
+        return options;
+    }
+    for (size_t i = 0; i < 2; ++i) {
+        if (!((*prior)[i][1] >= 0)) throw InputError("decoder stream: expected variances of at least 0 in the prior");
+        options.norm.prior[i] = {.mean = (*prior)[i][0], .variance = (*prior)[i][1]};
+    }
+    return options;
+}
+
+// A decoder stream that keeps its model.
+class BoundDecoderStream {
+public:
+    BoundDecoderStream(ModelPointer model, const StreamOptions& options)
+        : model_(std::move(model)), stream_(model_->codec_decoder, options) {}
+
+    py::array_t<float> push(const Ints& codes, bool last) {
+        const Codes more = to_codes(codes, "decoder stream");
+        return to_numpy(without_gil([&] {
+            const Array hidden = more.frames > 0 ? model_->rvq.decode(more) : Array(0, model_->config.codec.d_model);
+            return stream_.push(model_->context(), hidden, last);
+        }));
+    }
+
+    int64_t waiting() const { return stream_.waiting_frames(); }
+
+private:
+    ModelPointer model_;
+    DecoderStream stream_;
+};
+
 // Upstream's streaming_decode bound to a model.
 class BoundStreamingDecoder {
 public:
@@ -550,6 +589,39 @@ PYBIND11_MODULE(_core, module) {
         .def("push", &BoundStreamingDecoder::push, py::arg("chunks"), py::arg("last"))
         .def_property_readonly("processed", &BoundStreamingDecoder::processed)
         .def_property_readonly("cached", &BoundStreamingDecoder::cached);
+
+    using Prior = std::optional<std::array<std::array<double, 2>, 2>>;
+    py::class_<BoundDecoderStream>(module, "DecoderStream")
+        .def(py::init([](const std::shared_ptr<Model>& m, const Prior& prior, double weight_frames,
+                         int64_t history_frames, int64_t look_ahead_frames) {
+                 return std::make_unique<BoundDecoderStream>(
+                     m, stream_options(prior, weight_frames, history_frames, look_ahead_frames));
+             }),
+             py::arg("model"), py::arg("prior") = py::none(), py::arg("weight_frames") = 0.0,
+             py::arg("history_frames") = 250, py::arg("look_ahead_frames") = 40)
+        .def("push", &BoundDecoderStream::push, py::arg("codes"), py::arg("last"))
+        .def_property_readonly("waiting", &BoundDecoderStream::waiting);
+    model
+        .def(
+            "decode_as_stream",
+            [](const Model& m, const Ints& codes, const Prior& prior, double weight_frames, int64_t history_frames) {
+                const Codes c = to_codes(codes, "decode");
+                const StreamOptions options = stream_options(prior, weight_frames, history_frames, 0);
+                return to_numpy(without_gil([&] { return m.codec_decoder(m.context(), m.rvq.decode(c), options); }));
+            },
+            py::arg("codes"), py::arg("prior") = py::none(), py::arg("weight_frames") = 0.0,
+            py::arg("history_frames") = 250)
+        .def(
+            "measure_norms",
+            [](const Model& m, const Ints& codes) {
+                const Codes c = to_codes(codes, "measure");
+                const auto moments = without_gil([&] { return m.codec_decoder.measure(m.context(), m.rvq.decode(c)); });
+                std::array<std::array<double, 2>, 2> out;
+                for (size_t i = 0; i < 2; ++i) out[i] = {moments[i].mean, moments[i].variance};
+                return out;
+            },
+            py::arg("codes"))
+        .def_property_readonly("exact_look_ahead", [](const Model& m) { return m.codec_decoder.exact_look_ahead(); });
 
     module.def(
         "resample",

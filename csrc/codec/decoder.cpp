@@ -3,25 +3,35 @@
 #include <algorithm>
 #include <cmath>
 
+#include "codec/overlap_add.h"
+
 namespace mimo {
 namespace {
 
 constexpr float kMagnitudeLimit = 100.0f;  // upstream ISTFTHead clips exp(log magnitude)
 
-// x [T, C] in place: (x - mean) / sqrt(var + eps) over all of x, then scale and shift by channel.
-void group_norm(Array& x, const LayerNorm& norm) {
+// rows [n, C] in place: (x - mean) / sqrt(var + eps), then scale and shift by channel.
+void normalise(std::span<float> rows, const Moments& moments, const LayerNorm& norm) {
+    const double scale = 1.0 / std::sqrt(moments.variance + kLayerNormEps);
+    const size_t channels = norm.weight.size();
+    for (size_t i = 0; i < rows.size(); i += channels) {
+        for (size_t c = 0; c < channels; ++c) {
+            const auto normed = static_cast<float>((rows[i + c] - moments.mean) * scale);
+            rows[i + c] = normed * norm.weight[c] + norm.bias[c];
+        }
+    }
+}
+
+// The same with the moments of all of x, [T, C], which are returned.
+Moments group_norm(Array& x, const LayerNorm& norm) {
     const auto count = static_cast<double>(x.data.size());
     double mean = 0, variance = 0;
     for (const float v : x.data) mean += v;
     mean /= count;
     for (const float v : x.data) variance += (v - mean) * (v - mean);
-    const double scale = 1.0 / std::sqrt(variance / count + kLayerNormEps);
-    for (int64_t t = 0; t < x.rows; ++t) {
-        for (int64_t c = 0; c < x.cols; ++c) {
-            const auto normed = static_cast<float>((x.row(t)[c] - mean) * scale);
-            x.row(t)[c] = normed * norm.weight[static_cast<size_t>(c)] + norm.bias[static_cast<size_t>(c)];
-        }
-    }
+    const Moments moments = {.mean = mean, .variance = variance / count};
+    normalise(x.data, moments, norm);
+    return moments;
 }
 
 // The first rows of x, zero rows added if it has fewer.
@@ -80,11 +90,9 @@ CodecDecoder::CodecDecoder(const CodecConfig& config, const Weights& weights)
              vocoder.vector("head.out.bias", config.nfft + 2)};
 }
 
-// Transposed convolution, GroupNorm, and the causal trim of the last kernel - stride frames: x [T, in] -> [T * stride,
-// out]. The norm sees the frames that the trim removes.
-Array CodecDecoder::up(const Context& context, const Array& x, const ConvTranspose& layer, const std::string& name,
-                       const std::string& norm_name) {
-    const int64_t out = static_cast<int64_t>(layer.bias.size());
+// The transposed convolution alone: x [T, in] -> [(T - 1) * stride + kernel, out].
+Array CodecDecoder::up_sums(const Context& context, const Array& x, const ConvTranspose& layer) {
+    const auto out = static_cast<int64_t>(layer.bias.size());
     const Array taps = linear(context, x, layer.taps);  // [T, kernel * out]
     Array y((x.rows - 1) * layer.stride + layer.kernel, out);
     for (int64_t t = 0; t < y.rows; ++t) std::copy(layer.bias.begin(), layer.bias.end(), y.row(t));
@@ -92,6 +100,14 @@ Array CodecDecoder::up(const Context& context, const Array& x, const ConvTranspo
         float* target = y.row(t * layer.stride);
         for (int64_t i = 0; i < layer.kernel * out; ++i) target[i] += taps.row(t)[i];
     }
+    return y;
+}
+
+// Transposed convolution, GroupNorm, and the causal trim of the last kernel - stride frames: x [T, in] -> [T * stride,
+// out]. The norm sees the frames that the trim removes.
+Array CodecDecoder::up(const Context& context, const Array& x, const ConvTranspose& layer, const std::string& name,
+                       const std::string& norm_name) {
+    Array y = up_sums(context, x, layer);
     context.tap(name, y);
     group_norm(y, layer.norm);
     context.tap(norm_name, y);
@@ -126,13 +142,21 @@ std::vector<float> CodecDecoder::operator()(const Context& context, const Array&
     return inverse_stft(context, head);
 }
 
-// head [F, nfft + 2] -> [F * hop]: windowed inverse FFTs, overlap-add, division by the summed squared window, and the
-// "same" cut of (nfft - hop) / 2 samples on both sides. The imaginary parts of the first and last bin do not enter a
-// real signal.
+// head [F, nfft + 2] -> [F * hop]
 std::vector<float> CodecDecoder::inverse_stft(const Context& context, const Array& head) const {
-    const int64_t size = fft_.size(), bins = size / 2 + 1, hop = config_.hop_length;
+    const Array frames = wave_frames(context, head);
+    OverlapAdd join(window_, config_.hop_length);
+    std::vector<float> wav;
+    for (int64_t t = 0; t < frames.rows; ++t) join.push(frames.row(t), wav);
+    join.finish(wav);
+    return wav;
+}
+
+// Windowed inverse FFTs. The imaginary parts of the first and last bin do not enter a real signal.
+Array CodecDecoder::wave_frames(const Context& context, const Array& head) const {
+    const int64_t size = fft_.size(), bins = size / 2 + 1;
     Array frames(head.rows, size);
-    context.pool.run(head.rows, 16, [&](int64_t begin, int64_t end) {
+    context.pool.run(head.rows, 4, [&](int64_t begin, int64_t end) {
         std::vector<std::complex<double>> spectrum(static_cast<size_t>(size)), signal(static_cast<size_t>(size));
         for (int64_t t = begin; t < end; ++t) {
             for (int64_t bin = 0; bin < bins; ++bin) {
@@ -152,18 +176,94 @@ std::vector<float> CodecDecoder::inverse_stft(const Context& context, const Arra
             }
         }
     });
-    const int64_t cut = (size - hop) / 2, samples = head.rows * hop;
-    std::vector<float> wav(static_cast<size_t>(samples)), envelope(static_cast<size_t>(samples));
-    for (int64_t t = 0; t < head.rows; ++t) {
-        for (int64_t n = 0; n < size; ++n) {
-            const int64_t at = t * hop + n - cut;
-            if (at < 0 || at >= samples) continue;
-            wav[static_cast<size_t>(at)] += frames.row(t)[n];
-            envelope[static_cast<size_t>(at)] += window_[static_cast<size_t>(n)] * window_[static_cast<size_t>(n)];
-        }
+    return frames;
+}
+
+std::optional<int64_t> CodecDecoder::exact_look_ahead() const {
+    const int64_t right = config_.vocoder_attn_window_size[1];
+    if (right < 0) return {};
+    const int64_t frame_rows = config_.avg_pooler * config_.decoder_stride_size;
+    return (config_.vocoder_num_layers * right + frame_rows - 1) / frame_rows;
+}
+
+Array CodecDecoder::up_part(const Context& context, const Array& x, const ConvTranspose& layer, const Moments& prior,
+                            double weight_frames, int64_t frame_rows, Tail& tail) {
+    const auto out = static_cast<int64_t>(layer.bias.size());
+    const int64_t overlap = std::max<int64_t>(0, layer.kernel - layer.stride);
+    const Array taps = linear(context, x, layer.taps);  // [T, kernel * out]
+    Array y(x.rows * layer.stride + overlap, out);
+    std::copy(tail.rows.data.begin(), tail.rows.data.end(), y.data.begin());
+    for (int64_t t = tail.rows.rows; t < y.rows; ++t) std::copy(layer.bias.begin(), layer.bias.end(), y.row(t));
+    for (int64_t t = 0; t < x.rows; ++t) {
+        float* target = y.row(t * layer.stride);
+        for (int64_t i = 0; i < layer.kernel * out; ++i) target[i] += taps.row(t)[i];
     }
-    for (size_t i = 0; i < wav.size(); ++i) wav[i] /= envelope[i];
-    return wav;
+    tail.rows = Array(overlap, out);
+    std::copy_n(y.row(x.rows * layer.stride), overlap * out, tail.rows.data.begin());
+    y = resized(std::move(y), x.rows * layer.stride);
+
+    const bool frozen = std::isinf(weight_frames);
+    const double weight =
+        frozen ? 0 : weight_frames * static_cast<double>(frame_rows * layer.stride * out);  // in elements
+    for (int64_t t = 0; t < x.rows; ++t) {  // the statistics include the rows that one input row makes, at once
+        const std::span<float> rows(y.row(t * layer.stride), static_cast<size_t>(layer.stride * out));
+        for (const float v : rows) {
+            tail.sum += v;
+            tail.square += double{v} * v;
+        }
+        tail.count += static_cast<double>(rows.size());
+        Moments seen = prior;
+        if (!frozen) {
+            const double count = weight + tail.count;
+            seen.mean = (weight * prior.mean + tail.sum) / count;
+            const double square = (weight * (prior.variance + prior.mean * prior.mean) + tail.square) / count;
+            seen.variance = std::max(0.0, square - seen.mean * seen.mean);
+        }
+        normalise(rows, seen, layer.norm);
+    }
+    return y;
+}
+
+LayersMemory CodecDecoder::layers_memory(int64_t history_frames, int64_t frames) const {
+    return layers_.memory(history_frames * config_.avg_pooler, frames * config_.avg_pooler);
+}
+
+Array CodecDecoder::coarse(const Context& context, const Array& hidden, const NormPolicy& norm,
+                           std::array<Tail, 2>& tails, LayersMemory& memory) const {
+    Array x = hidden;
+    if (dconv1_) x = up_part(context, x, *dconv1_, norm.prior[0], norm.weight_frames, 1, tails[0]);
+    layers_.append(context, x, x.rows, memory);
+    x = layer_norm(context, x, norm_);
+    x = up_part(context, x, dconv2_, norm.prior[1], norm.weight_frames, config_.avg_pooler, tails[1]);
+    return linear(context, x, vocoder_in_);
+}
+
+Array CodecDecoder::spectra(const Context& context, const Array& x) const {
+    return linear(context, layer_norm(context, x, vocoder_norm_), head_);
+}
+
+std::vector<float> CodecDecoder::operator()(const Context& context, const Array& hidden,
+                                            const StreamOptions& options) const {
+    std::array<Tail, 2> tails;
+    LayersMemory memory = layers_memory(options.history_frames, hidden.rows);
+    Array x = coarse(context, hidden, options.norm, tails, memory);
+    vocoder_.run(context, x, "vocoder");
+    return inverse_stft(context, spectra(context, x));
+}
+
+std::array<Moments, 2> CodecDecoder::measure(const Context& context, const Array& hidden) const {
+    if (hidden.rows < 1) throw InputError("measure: expected at least one code frame, got none");
+    std::array<Moments, 2> moments;
+    Array x = hidden;
+    if (dconv1_) {
+        Array y = up_sums(context, x, *dconv1_);
+        moments[0] = group_norm(y, dconv1_->norm);
+        x = resized(std::move(y), x.rows * dconv1_->stride);
+    }
+    layers_.run(context, x, "codec_decoder");
+    Array y = up_sums(context, layer_norm(context, x, norm_), dconv2_);
+    moments[1] = group_norm(y, dconv2_.norm);
+    return moments;
 }
 
 StreamingDecoder::StreamingDecoder(int64_t left_overlap, int64_t right_overlap)

@@ -43,12 +43,8 @@ Layers::Layers(const LayersConfig& config, const Weights& weights) : config_(con
 
 std::optional<Array> Layers::run(const Context& context, Array& x, const std::string& name,
                                  std::optional<int64_t> keep) const {
-    const int64_t n = x.rows, right = config_.causal ? 0 : config_.right;
-    std::vector<KeyRange> ranges;
-    for (int64_t i = 0; i < n; ++i) {
-        ranges.push_back({config_.left < 0 ? 0 : std::max<int64_t>(0, i - config_.left),
-                          right < 0 ? n : std::min(n, i + right + 1)});
-    }
+    const int64_t n = x.rows;
+    const auto keys = ranges(0, n, config_.left, n);
     const Rope rope(0, n, config_.dim / config_.heads, config_.rope_theta);
     if (context.tap) {
         context.tap(name + ".rope_cos", both_halves(rope.cosine));
@@ -57,7 +53,7 @@ std::optional<Array> Layers::run(const Context& context, Array& x, const std::st
     KeyValues cache(config_.heads, config_.dim / config_.heads, n);
     std::optional<Array> kept;
     for (size_t i = 0; i < layers_.size(); ++i) {
-        attend(context, layers_[i], rope, ranges, cache, x);
+        attend(context, layers_[i], rope, keys, 0, cache, x);
         feed_forward(context, layers_[i], x);
         if (keep == static_cast<int64_t>(i) + 1) kept = x;
         if (context.tap) context.tap(name + ".layer" + std::to_string(i), x);
@@ -65,14 +61,50 @@ std::optional<Array> Layers::run(const Context& context, Array& x, const std::st
     return kept;
 }
 
+std::vector<KeyRange> Layers::ranges(int64_t first, int64_t n, int64_t left, int64_t end) const {
+    const int64_t right = config_.causal ? 0 : config_.right;
+    std::vector<KeyRange> out;
+    for (int64_t i = first; i < first + n; ++i) {
+        out.push_back({left < 0 ? 0 : std::max<int64_t>(0, i - left), right < 0 ? end : std::min(end, i + right + 1)});
+    }
+    return out;
+}
+
+LayersMemory Layers::memory(int64_t left, int64_t rows) const {
+    if (config_.left >= 0) left = std::min(left, config_.left);
+    LayersMemory memory = {.layers = {}, .left = left};
+    // Old keys are dropped kLanes or more at a time, and only when the room ends: a quarter more makes that rare.
+    const int64_t capacity = left + left / 4 + rows + 2 * kLanes;
+    for (int64_t i = 0; i < config_.count; ++i)
+        memory.layers.emplace_back(config_.heads, config_.dim / config_.heads, capacity);
+    return memory;
+}
+
+void Layers::append(const Context& context, Array& x, int64_t settled, LayersMemory& memory) const {
+    const int64_t begin = memory.settled, end = begin + x.rows;
+    if (!memory.layers.empty() && end - memory.first > memory.layers[0].capacity()) {
+        const int64_t dropped = std::max<int64_t>(0, begin - memory.left - memory.first) / kLanes * kLanes;
+        for (KeyValues& cache : memory.layers) cache.forget(dropped, begin - memory.first);
+        memory.first += dropped;
+    }
+    std::vector<KeyRange> keys = ranges(begin, x.rows, memory.left, end);
+    for (KeyRange& range : keys) range = {range.begin - memory.first, range.end - memory.first};
+    const Rope rope(begin, x.rows, config_.dim / config_.heads, config_.rope_theta);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        attend(context, layers_[i], rope, keys, begin - memory.first, memory.layers[i], x);
+        feed_forward(context, layers_[i], x);
+    }
+    memory.settled += settled;
+}
+
 void Layers::attend(const Context& context, const Layer& layer, const Rope& rope, const std::vector<KeyRange>& ranges,
-                    KeyValues& cache, Array& x) const {
+                    int64_t slot, KeyValues& cache, Array& x) const {
     const Array normed = layer_norm(context, x, layer.attention_norm);
     Array q = linear(context, normed, layer.q);
     Array k = linear(context, normed, layer.k);
     rotate(context, q, rope);
     rotate(context, k, rope);
-    cache.write(context, 0, k, linear(context, normed, layer.v));
+    cache.write(context, slot, k, linear(context, normed, layer.v));
     add(x, linear(context, attention(context, q, cache, ranges), layer.out));
 }
 

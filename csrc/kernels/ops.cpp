@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 namespace mimo {
 namespace {
@@ -185,6 +186,16 @@ void KeyValues::write(const Context& context, int64_t first, const Array& k, con
             }
         }
     });
+}
+
+void KeyValues::forget(int64_t count, int64_t written) {
+    const int64_t kept = (written + kLanes - 1) / kLanes * kLanes - count;
+    for (int64_t h = 0; h < heads_; ++h) {
+        float* keys = keys_.get() + h * capacity_ * head_dim_;
+        float* values = values_.get() + h * capacity_ * head_dim_;
+        std::memmove(keys, keys + count * head_dim_, static_cast<size_t>(kept * head_dim_) * sizeof(float));
+        std::memmove(values, values + count * head_dim_, static_cast<size_t>(kept * head_dim_) * sizeof(float));
+    }
 }
 
 AttentionHead KeyValues::head(int64_t index) const {

@@ -67,6 +67,10 @@ public:
     // k, v: [n, heads * head_dim], for positions first, first + 1, ...
     void write(const Context& context, int64_t first, const Array& k, const Array& v);
 
+    // Drops the first `count` positions, a multiple of kLanes, of the `written` ones; the others move to the front, so
+    // that sums over keys keep their order.
+    void forget(int64_t count, int64_t written);
+
     AttentionHead head(int64_t index) const;
 
 private:

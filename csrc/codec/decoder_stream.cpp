@@ -1,0 +1,76 @@
+#include "codec/decoder_stream.h"
+
+#include <algorithm>
+
+namespace mimo {
+namespace {
+
+constexpr int64_t kPartFrames = 32;  // code frames computed at once; bounds the memory, not the result
+
+const StreamOptions& checked(const StreamOptions& options, const LayersConfig& layers) {
+    if (options.history_frames < 0 || options.look_ahead_frames < 0 || !(options.norm.weight_frames >= 0)) {
+        throw InputError(message("decoder stream: expected history, look-ahead and norm weight of 0 or more, got ",
+                                 options.history_frames, ", ", options.look_ahead_frames, " and ",
+                                 options.norm.weight_frames));
+    }
+    if (!layers.causal && layers.right != 0) {
+        throw InputError("decoder stream: expected a causal codec decoder, got one that looks ahead; decode in one go");
+    }
+    return options;
+}
+
+Array rows_of(const Array& x, int64_t first, int64_t count) {
+    Array out(count, x.cols);
+    std::copy_n(x.row(first), count * x.cols, out.data.begin());
+    return out;
+}
+
+}  // namespace
+
+DecoderStream::DecoderStream(const CodecDecoder& decoder, const StreamOptions& options)
+    : decoder_(decoder),
+      options_(checked(options, decoder.layers_.config())),
+      frame_rows_(decoder.config_.avg_pooler * decoder.config_.decoder_stride_size),
+      ahead_rows_(frame_rows_ *
+                  std::min(options.look_ahead_frames, decoder.exact_look_ahead().value_or(options.look_ahead_frames))),
+      layers_(decoder.layers_memory(options.history_frames, kPartFrames)),
+      vocoder_(decoder.vocoder_.memory(decoder.config_.vocoder_attn_window_size[0] < 0
+                                           ? options.history_frames * frame_rows_
+                                           : decoder.config_.vocoder_attn_window_size[0],
+                                       kBlockFrames * frame_rows_ + ahead_rows_)),
+      waiting_(0, decoder.config_.vocoder_dim),
+      join_(decoder.window_, decoder.config_.hop_length) {}
+
+int64_t DecoderStream::waiting_frames() const {
+    return waiting_.rows / frame_rows_;
+}
+
+std::vector<float> DecoderStream::push(const Context& context, const Array& hidden, bool last) {
+    if (ended_) throw InputError("decoder stream: expected a running stream, got one that has ended; open another");
+    ended_ = last;
+    std::vector<float> wav;
+    const int64_t block = kBlockFrames * frame_rows_;
+    for (int64_t first = 0; first < hidden.rows; first += kPartFrames) {
+        const Array part = rows_of(hidden, first, std::min(kPartFrames, hidden.rows - first));
+        const Array coarse = decoder_.coarse(context, part, options_.norm, tails_, layers_);
+        waiting_.data.insert(waiting_.data.end(), coarse.data.begin(), coarse.data.end());
+        waiting_.rows += coarse.rows;
+        while (waiting_.rows >= block + ahead_rows_) vocode(context, block + ahead_rows_, block, wav);
+    }
+    if (last) {
+        if (waiting_.rows > 0) vocode(context, waiting_.rows, waiting_.rows, wav);
+        join_.finish(wav);
+    }
+    return wav;
+}
+
+void DecoderStream::vocode(const Context& context, int64_t seen, int64_t settled, std::vector<float>& wav) {
+    Array x = rows_of(waiting_, 0, seen);
+    decoder_.vocoder_.append(context, x, settled, vocoder_);
+    waiting_.data.erase(waiting_.data.begin(), waiting_.data.begin() + settled * waiting_.cols);
+    waiting_.rows -= settled;
+    const Array frames = decoder_.wave_frames(context, decoder_.spectra(context, rows_of(x, 0, settled)));
+    for (int64_t t = 0; t < frames.rows; ++t) join_.push(frames.row(t), wav);
+}
+
+}  // namespace mimo
