@@ -69,8 +69,8 @@ struct Kernels {
 
 const Kernels& plain_kernels();
 
-// The fastest table this processor can run; `name` "plain", "base", "avx2" or "avx512" forces one (DeviceError if it
-// cannot run).
+// The fastest table this processor can run; `name` forces one: "plain", "base", on x86 "avx2", "avx512", "avx512vnni",
+// on Arm "dotprod" (DeviceError if it cannot run).
 const Kernels& choose_kernels(const char* name = nullptr);
 
 }  // namespace mimo

@@ -11,38 +11,18 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/packed_table.h"
+#include "kernels/cpu/vector_types.h"
 #include "kernels/kernels.h"
 
 namespace mimo {
 namespace {
 
-constexpr int64_t kWidth = MIMO_VECTOR_BYTES / sizeof(float);
 constexpr int kTileRows = 4;
 constexpr int kTileCols = MIMO_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators + operands fit the 32 (16) registers
 constexpr int kSingleRows = 8;                              // of a tile with one input: enough sums to hide latency
 
-using Float = float __attribute__((vector_size(MIMO_VECTOR_BYTES)));
-using Int = int32_t __attribute__((vector_size(MIMO_VECTOR_BYTES)));
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
-
-template <typename V, typename T>
-inline V load(const T* p) {
-    V v;
-    std::memcpy(&v, p, sizeof(V));
-    return v;
-}
-
-template <typename V, typename T>
-inline V load_part(const T* p, int64_t n) {
-    V v = {};
-    std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
-    return v;
-}
-
-template <typename V>
-inline void store(float* p, const V& v) {
-    std::memcpy(p, &v, sizeof(V));
-}
 
 inline float fold(Float v) {
     float lanes[kWidth];
@@ -347,15 +327,9 @@ void rms_norm(const float* x, Vector weight, float eps, float* y) {
 #define MIMO_NAME(isa) MIMO_TEXT(isa)
 
 const Kernels& MIMO_TABLE(MIMO_ISA)() {
-    static const Kernels table = {MIMO_NAME(MIMO_ISA),
-                                  linear,
-                                  plain_kernels().round_inputs,
-                                  plain_kernels().linear_packed,
-                                  attention,
-                                  gelu,
-                                  silu_multiply,
-                                  layer_norm,
-                                  rms_norm};
+    static constexpr Kernels table = {MIMO_NAME(MIMO_ISA),     linear,     MIMO_ISA::round_inputs,
+                                      MIMO_ISA::linear_packed, attention,  gelu,
+                                      silu_multiply,           layer_norm, rms_norm};
     return table;
 }
 

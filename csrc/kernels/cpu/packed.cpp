@@ -1,0 +1,186 @@
+// Linear layers on packed integer weights (kernels/packed.h), written once on vectors of 32-bit lanes and compiled for
+// each instruction set; MIMO_DOT names the header with its dot products. Compiled without contraction of a * b + c.
+//
+// A lane owns one output: 64 bytes of weights are 16 outputs x 4 bytes, met by 4 bytes of one input spread over all
+// lanes. A tile of weight vectors x inputs shares the loads; its size changes nothing in an output's own arithmetic.
+#include "kernels/packed.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "kernels/cpu/packed_table.h"
+#include "kernels/cpu/vector_types.h"
+
+#include MIMO_DOT
+
+namespace mimo {
+namespace {
+
+constexpr int64_t kBlockBytes = 64;                       // one chunk of one block of rows
+constexpr int kPieces = kBlockBytes / MIMO_VECTOR_BYTES;  // vectors in it
+
+// Tiles whose sums fit the registers: 32 of 64 bytes, or 16.
+constexpr bool kWide = MIMO_VECTOR_BYTES == 64;
+constexpr int kSingleBlocks = kWide ? 4 : 1;  // for one input: enough sums to hide latency
+constexpr int kTileBlocks = kWide ? 2 : 1;
+constexpr int kTileInputs = kWide ? 12 : 4;
+constexpr int64_t kAhead = 1024;  // bytes of prefetch
+
+inline Int spread(const int8_t* four_bytes) {
+    int32_t word;
+    std::memcpy(&word, four_bytes, sizeof(word));
+    return Int{} + word;
+}
+
+// One tile: B blocks of rows, the first of them `block`, against C rows of x, the first of them `row`.
+template <DType type, int planes, int B, int C>
+void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, const float* bias, float* y,
+          int64_t y_stride) {
+    constexpr bool nibbles = type == DType::i4;
+    constexpr int64_t chunk = nibbles ? 8 : 4;
+    constexpr int32_t offset = nibbles ? 8 : kByteOffset;
+    constexpr int V = B * kPieces;
+    const int64_t chunks = chunks_of(w), groups_of_scales = scale_groups(w);
+    const auto* weights = static_cast<const uint8_t*>(w.data) + block * chunks * kBlockBytes;
+    const int8_t* inputs = x.row(row);
+    Float total[V][C] = {};
+    for (int64_t g = 0; g < x.groups; ++g) {
+        const int64_t begin = g * x.group / chunk, end = std::min(chunks, (g + 1) * x.group / chunk);
+        Int dot[V][C][planes] = {};
+        for (int64_t k = begin; k < end; ++k) {
+            Int bytes[V];
+            for (int v = 0; v < V; ++v) {
+                const uint8_t* at =
+                    weights + (v / kPieces * chunks + k) * kBlockBytes + v % kPieces * MIMO_VECTOR_BYTES;
+                bytes[v] = load<Int>(at);
+                __builtin_prefetch(at + kAhead);
+            }
+            for (int c = 0; c < C; ++c) {
+                for (int p = 0; p < planes; ++p) {
+                    const int8_t* in = inputs + (c * planes + p) * x.cols + k * chunk;
+                    for (int v = 0; v < V; ++v) {
+                        if constexpr (nibbles) {
+                            dot[v][c][p] = dot_i4(dot[v][c][p], bytes[v], spread(in), spread(in + 4));
+                        } else {
+                            dot[v][c][p] = dot_i8(dot[v][c][p], bytes[v], spread(in));
+                        }
+                    }
+                }
+            }
+        }
+        const int64_t scale_group = nibbles ? g : 0;
+        for (int v = 0; v < V; ++v) {
+            const int64_t at =
+                ((block + v / kPieces) * groups_of_scales + scale_group) * kBlockRows + v % kPieces * kWidth;
+            const Float scale = nibbles ? load_halves(static_cast<const uint16_t*>(w.scales) + at)
+                                        : load<Float>(static_cast<const float*>(w.scales) + at);
+            for (int c = 0; c < C; ++c) {
+                const int64_t input = (row + c) * x.groups + g;
+                const Int high = dot[v][c][0], low = dot[v][c][planes - 1];
+                const Int exact = (planes == 1 ? high : (high << 7) + low) - offset * x.sums[input];
+                total[v][c] += __builtin_convertvector(exact, Float) * (x.scales[input] * scale);
+            }
+        }
+    }
+    for (int v = 0; v < V; ++v) {
+        const int64_t n = (block + v / kPieces) * kBlockRows + v % kPieces * kWidth;
+        const int64_t count = std::min(kWidth, w.rows - n);
+        if (count <= 0) continue;
+        const auto bytes = static_cast<size_t>(count) * sizeof(float);
+        for (int c = 0; c < C; ++c) {
+            const Float out = bias ? total[v][c] + load_part<Float>(bias + n, count) : total[v][c];
+            std::memcpy(y + (row + c) * y_stride + n, &out, bytes);
+        }
+    }
+}
+
+// All rows of x against B blocks, C rows at a time and the rest in halves.
+template <DType type, int planes, int B, int C>
+void rows_of_tiles(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, const float* bias, float* y,
+                   int64_t y_stride) {
+    for (; row + C <= x.rows; row += C) tile<type, planes, B, C>(x, row, w, block, bias, y, y_stride);
+    if constexpr (C > 1) {
+        if (row < x.rows) rows_of_tiles<type, planes, B, C / 2>(x, row, w, block, bias, y, y_stride);
+    }
+}
+
+template <DType type, int planes>
+void linear_typed(const RoundedInputs& x, const Matrix& w, const float* bias, int64_t first, int64_t last, float* y,
+                  int64_t y_stride) {
+    int64_t block = first / kBlockRows;
+    const int64_t end = (last + kBlockRows - 1) / kBlockRows;
+    if (x.rows == 1) {
+        for (; block + kSingleBlocks <= end; block += kSingleBlocks)
+            tile<type, planes, kSingleBlocks, 1>(x, 0, w, block, bias, y, y_stride);
+    } else {
+        for (; block + kTileBlocks <= end; block += kTileBlocks)
+            rows_of_tiles<type, planes, kTileBlocks, kTileInputs / planes>(x, 0, w, block, bias, y, y_stride);
+    }
+    for (; block < end; ++block)
+        rows_of_tiles<type, planes, 1, kTileInputs / planes>(x, 0, w, block, bias, y, y_stride);
+}
+
+}  // namespace
+
+namespace MIMO_ISA {
+
+void linear_packed(const RoundedInputs& x, const Matrix& w, const float* bias, int64_t first, int64_t last, float* y,
+                   int64_t y_stride) {
+    const auto run = [&]<DType type>() {
+        if (x.planes == 1) {
+            linear_typed<type, 1>(x, w, bias, first, last, y, y_stride);
+        } else {
+            linear_typed<type, 2>(x, w, bias, first, last, y, y_stride);
+        }
+    };
+    if (w.type == DType::i4) {
+        run.template operator()<DType::i4>();
+    } else {
+        run.template operator()<DType::i8>();
+    }
+}
+
+void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales,
+                  int32_t* sums) {
+    using Byte = int8_t __attribute__((vector_size(kWidth)));
+    const int64_t padded = (cols + kInputPadding - 1) / kInputPadding * kInputPadding;
+    const float steps = planes == 1 ? 127.0f : 16256.0f;
+    const Float magic = Float{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+    for (int64_t first = 0; first < cols; first += group) {
+        const int64_t n = std::min(cols - first, group), filled = std::min(padded - first, group), g = first / group;
+        const float* in = x + first;
+        const auto at = [&](int64_t k) {
+            return k + kWidth <= n ? load<Float>(in + k) : load_part<Float>(in + k, n - k);
+        };
+        Int most_bits = {};  // of |x|; NaN is above infinity is above every number
+        for (int64_t k = 0; k < n; k += kWidth) {
+            const Int bits = std::bit_cast<Int>(at(k)) & 0x7FFFFFFF;
+            most_bits = bits > most_bits ? bits : most_bits;
+        }
+        int32_t bits = 0;
+        for (int64_t lane = 0; lane < kWidth; ++lane) bits = std::max<int32_t>(bits, most_bits[lane]);
+        const float most = std::bit_cast<float>(bits);
+        scales[g] = std::isfinite(most) ? (most < kSmallestInput ? 0.0f : most / steps) : NAN;
+        const float inverse = scales[g] > 0 ? steps / most : 0.0f;
+        Int sum = {};
+        for (int64_t k = 0; k < filled; k += kWidth) {
+            const Float input = inverse > 0 && k < n ? at(k) : Float{};
+            const Int q = std::bit_cast<Int>(input * inverse + magic) - std::bit_cast<Int>(magic);
+            const Int high = planes == 1 ? q : (q + 64) >> 7;
+            const Byte bytes = __builtin_convertvector(high, Byte);
+            const auto count = static_cast<size_t>(std::min(kWidth, filled - k));
+            std::memcpy(values + first + k, &bytes, count);
+            if (planes == 2) {
+                const Byte low = __builtin_convertvector(q - (high << 7), Byte);
+                std::memcpy(values + padded + first + k, &low, count);
+            }
+            sum += q;
+        }
+        sums[g] = 0;
+        for (int64_t lane = 0; lane < kWidth; ++lane) sums[g] += sum[lane];
+    }
+}
+
+}  // namespace MIMO_ISA
+}  // namespace mimo
