@@ -1,4 +1,7 @@
 // Worker threads for one model. Work is cut by index, never by timing, so results do not depend on the thread count.
+//
+// A worker that has nothing to do watches for work for some microseconds, the pause between two steps of a layer, and
+// then sleeps: a model at rest costs nothing.
 #pragma once
 
 #include <atomic>
@@ -24,16 +27,16 @@ public:
     void run(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) const;
 
 private:
-    void work(int index);
-    void run_part(int index) const;
+    void work() const;
+    bool take_part() const;  // false if there is none left
 
     std::vector<std::thread> workers_;
     mutable std::mutex busy_;
-    mutable std::atomic<uint32_t> epoch_{0};  // counts the calls of run
-    mutable std::atomic<int> pending_{0};     // workers still at work on this epoch
+    mutable std::atomic<uint32_t> epoch_{0};   // counts the calls of run; sleepers wait for it to change
+    mutable std::atomic<int64_t> untaken_{0};  // parts of this run that nobody has taken; all below is fixed while > 0
+    mutable std::atomic<int64_t> unfinished_{0};
     mutable const std::function<void(int64_t, int64_t)>* body_ = nullptr;
-    mutable int64_t count_ = 0;
-    mutable int64_t grain_ = 1;
+    mutable int64_t count_ = 0, grain_ = 1, parts_ = 0;
     std::atomic<bool> stop_{false};
 };
 

@@ -98,7 +98,7 @@ Array CodecEncoder::operator()(const Context& context, const Array& mel, int64_t
     x = slice(x, 0, frames);
 
     const auto skip = layers_.run(context, x, "codec_encoder", config_.encoder_skip_layer_id);
-    if (skip) add(x, *skip);
+    if (skip) add(context, x, *skip);
     x = layer_norm(context, x, norm_);
     context.tap("codec_encoder.layer_norm", x);
     if (config_.avg_pooler > 1) x = pool(context, x, frames_of(longest));

@@ -100,18 +100,17 @@ void Layers::append(const Context& context, Array& x, int64_t settled, LayersMem
 void Layers::attend(const Context& context, const Layer& layer, const Rope& rope, const std::vector<KeyRange>& ranges,
                     int64_t slot, KeyValues& cache, Array& x) const {
     const Array normed = layer_norm(context, x, layer.attention_norm);
-    Array q = linear(context, normed, layer.q);
-    Array k = linear(context, normed, layer.k);
-    rotate(context, q, rope);
-    rotate(context, k, rope);
-    cache.write(context, slot, k, linear(context, normed, layer.v));
-    add(x, linear(context, attention(context, q, cache, ranges), layer.out));
+    std::vector<Array> qkv = linear(context, normed, {&layer.q, &layer.k, &layer.v});
+    rotate(context, qkv[0], rope);
+    rotate(context, qkv[1], rope);
+    cache.write(context, slot, qkv[1], qkv[2]);
+    add(context, x, linear(context, attention(context, qkv[0], cache, ranges), layer.out));
 }
 
 void Layers::feed_forward(const Context& context, const Layer& layer, Array& x) {
     Array inner = linear(context, layer_norm(context, x, layer.ffn_norm), layer.up);
     gelu(context, inner);
-    add(x, linear(context, inner, layer.down));
+    add(context, x, linear(context, inner, layer.down));
 }
 
 }  // namespace mimo

@@ -4,27 +4,29 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <deque>
 
 namespace mimo {
 namespace {
 
 constexpr int64_t kInlineWork = 32768;  // multiply-adds below which waking the threads costs more than it saves
-constexpr int64_t kLinearGrain = 16;    // output columns
+
+constexpr int64_t kPointwiseGrain = 2048;  // values of an activation function that are worth a thread
 
 // The grain for n items that each cost `work` multiply-adds.
 int64_t grain_for(int64_t n, int64_t work) {
     return n * work < kInlineWork ? n : 1;
 }
 
-// Inputs of a packed layer and the memory that holds them.
+// One input as packed layers read it, and the memory that holds it.
 class Rounded {
 public:
     Rounded(const Context& context, const float* x, int64_t rows, int64_t stride, const Matrix& w)
-        : cols_((w.cols + kInputPadding - 1) / kInputPadding * kInputPadding),
+        : rows_(rows),
+          cols_((w.cols + kInputPadding - 1) / kInputPadding * kInputPadding),
           group_(input_group(w)),
           groups_((w.cols + group_ - 1) / group_),
           planes_(w.activation_bits / 8),
-          rows_(rows),
           values_(static_cast<size_t>(rows * planes_ * cols_)),
           scales_(static_cast<size_t>(rows * groups_)),
           sums_(static_cast<size_t>(rows * groups_)) {
@@ -37,44 +39,80 @@ public:
         });
     }
 
+    bool serves(const Matrix& w) const { return group_ == input_group(w) && planes_ == w.activation_bits / 8; }
+
     RoundedInputs view() const {
         return {rows_, cols_, group_, groups_, planes_, values_.data(), scales_.data(), sums_.data()};
     }
 
 private:
-    int64_t cols_, group_, groups_;
+    int64_t rows_, cols_, group_, groups_;
     int planes_;
-    int64_t rows_;
     std::vector<int8_t> values_;
     std::vector<float> scales_;
     std::vector<int32_t> sums_;
 };
 
+void expect_inputs(const Linear& layer, int64_t cols) {
+    if (cols == layer.weight.cols) return;
+    throw ShapeError(message("linear: expected ", layer.weight.cols, " input channels, got ", cols));
+}
+
+std::vector<Array> linears(const Context& context, const float* x, int64_t rows, int64_t stride,
+                           std::span<const Linear* const> layers) {
+    struct Part {
+        const Linear* layer;
+        const Rounded* inputs;  // null: weights of floats
+        int64_t first, blocks;  // of the output channels of all layers, 16 at a time
+    };
+    std::deque<Rounded> rounded;
+    std::vector<Part> parts;
+    std::vector<Array> outs;
+    int64_t blocks = 0, work = 0;
+    for (const Linear* layer : layers) {
+        const Matrix& w = layer->weight;
+        if (w.packed() && (rounded.empty() || !rounded.back().serves(w)))
+            rounded.emplace_back(context, x, rows, stride, w);
+        parts.push_back(
+            {layer, w.packed() ? &rounded.back() : nullptr, blocks, (w.rows + kBlockRows - 1) / kBlockRows});
+        blocks += parts.back().blocks;
+        work += rows * w.rows * w.cols;
+        outs.emplace_back(rows, w.rows);
+    }
+    context.pool.run(blocks, work < kInlineWork ? blocks : 1, [&](int64_t begin, int64_t end) {
+        for (size_t i = 0; i < parts.size(); ++i) {
+            const auto& [layer, inputs, origin, count] = parts[i];
+            const Matrix& w = layer->weight;
+            const int64_t first = std::max<int64_t>(0, begin - origin) * kBlockRows;
+            const int64_t last = std::min(w.rows, std::min(count, end - origin) * kBlockRows);
+            if (first >= last) continue;
+            const float* bias = layer->bias.empty() ? nullptr : layer->bias.data();
+            float* y = outs[i].data.data();
+            if (inputs) {
+                context.kernels.linear_packed(inputs->view(), w, bias, first, last, y, w.rows);
+            } else {
+                context.kernels.linear(x, rows, stride, w, bias, first, last, y, w.rows);
+            }
+        }
+    });
+    return outs;
+}
+
 }  // namespace
 
 Array linear(const Context& context, const float* x, int64_t rows, int64_t stride, const Linear& layer) {
-    const Matrix& w = layer.weight;
-    Array y(rows, w.rows);
-    const float* bias = layer.bias.empty() ? nullptr : layer.bias.data();
-    const int64_t grain = rows * w.rows * w.cols < kInlineWork ? w.rows : kLinearGrain;
-    if (w.packed()) {
-        const Rounded inputs(context, x, rows, stride, w);
-        context.pool.run(w.rows, grain, [&](int64_t first, int64_t last) {
-            context.kernels.linear_packed(inputs.view(), w, bias, first, last, y.data.data(), y.cols);
-        });
-        return y;
-    }
-    context.pool.run(w.rows, grain, [&](int64_t first, int64_t last) {
-        context.kernels.linear(x, rows, stride, w, bias, first, last, y.data.data(), y.cols);
-    });
-    return y;
+    const Linear* one = &layer;
+    return std::move(linears(context, x, rows, stride, {&one, 1})[0]);
 }
 
 Array linear(const Context& context, const Array& x, const Linear& layer) {
-    if (x.cols != layer.weight.cols) {
-        throw ShapeError(message("linear: expected ", layer.weight.cols, " input channels, got ", x.cols));
-    }
+    expect_inputs(layer, x.cols);
     return linear(context, x.data.data(), x.rows, x.cols, layer);
+}
+
+std::vector<Array> linear(const Context& context, const Array& x, std::initializer_list<const Linear*> layers) {
+    for (const Linear* layer : layers) expect_inputs(*layer, x.cols);
+    return linears(context, x.data.data(), x.rows, x.cols, {layers.begin(), layers.size()});
 }
 
 Array layer_norm(const Context& context, const Array& x, const LayerNorm& norm) {
@@ -96,18 +134,20 @@ Array rms_norm(const Context& context, const Array& x, Vector weight, float eps)
 }
 
 void gelu(const Context& context, Array& x) {
-    context.pool.run(x.rows, grain_for(x.rows, x.cols),
-                     [&](int64_t begin, int64_t end) { context.kernels.gelu(x.row(begin), (end - begin) * x.cols); });
+    context.pool.run(static_cast<int64_t>(x.data.size()), kPointwiseGrain,
+                     [&](int64_t begin, int64_t end) { context.kernels.gelu(x.data.data() + begin, end - begin); });
 }
 
 void silu_multiply(const Context& context, Array& gate, const Array& up) {
-    context.pool.run(gate.rows, grain_for(gate.rows, gate.cols), [&](int64_t begin, int64_t end) {
-        context.kernels.silu_multiply(gate.row(begin), up.row(begin), (end - begin) * gate.cols);
+    context.pool.run(static_cast<int64_t>(gate.data.size()), kPointwiseGrain, [&](int64_t begin, int64_t end) {
+        context.kernels.silu_multiply(gate.data.data() + begin, up.data.data() + begin, end - begin);
     });
 }
 
-void add(Array& x, const Array& y) {
-    for (size_t i = 0; i < x.data.size(); ++i) x.data[i] += y.data[i];
+void add(const Context& context, Array& x, const Array& y) {
+    context.pool.run(static_cast<int64_t>(x.data.size()), 8 * kPointwiseGrain, [&](int64_t begin, int64_t end) {
+        for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) x.data[i] += y.data[i];
+    });
 }
 
 void add_row(const Matrix& table, int64_t row, float* y) {
@@ -211,14 +251,29 @@ Array attention(const Context& context, const Array& q, const KeyValues& cache, 
     constexpr int64_t kQueries = 32;  // queries of one task: enough to share the keys, few enough to balance
     const int64_t head_dim = cache.head_dim();
     const int64_t heads = q.cols / head_dim;
-    const int64_t blocks = (q.rows + kQueries - 1) / kQueries;
     int64_t keys = 0;
     for (const KeyRange& range : ranges) keys = std::max(keys, range.end);
     Array out(q.rows, q.cols);
+    const auto scratch_size = static_cast<size_t>(4 * (keys + 2 * kLanes));
+    if (q.rows == 1) {  // the heads that share keys are the queries of one call, and the keys are read once
+        const int64_t sharing = heads / cache.heads();
+        const std::vector<KeyRange> same(static_cast<size_t>(sharing), ranges[0]);
+        context.pool.run(cache.heads(), grain_for(cache.heads(), sharing * keys * head_dim),
+                         [&](int64_t begin, int64_t end) {
+                             std::vector<float> scratch(scratch_size);
+                             for (int64_t h = begin; h < end; ++h) {
+                                 const int64_t first = h * sharing * head_dim;
+                                 context.kernels.attention(cache.head(h), q.row(0) + first, sharing, same.data(),
+                                                           out.row(0) + first, head_dim, scratch.data());
+                             }
+                         });
+        return out;
+    }
+    const int64_t blocks = (q.rows + kQueries - 1) / kQueries;
     const int64_t tasks = heads * blocks;
     context.pool.run(
         tasks, grain_for(tasks, std::min(kQueries, q.rows) * keys * head_dim), [&](int64_t begin, int64_t end) {
-            std::vector<float> scratch(static_cast<size_t>(4 * (keys + 2 * kLanes)));
+            std::vector<float> scratch(scratch_size);
             for (int64_t task = begin; task < end; ++task) {
                 const int64_t h = task / blocks;
                 const int64_t first = task % blocks * kQueries;

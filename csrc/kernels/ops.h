@@ -35,12 +35,15 @@ Array linear(const Context& context, const Array& x, const Linear& layer);
 // The same over rows that overlap in memory: row i starts at x + i * stride. -> [rows, out].
 Array linear(const Context& context, const float* x, int64_t rows, int64_t stride, const Linear& layer);
 
+// Several layers of the same input: it is rounded once for packed weights, and the threads cross all layers in one go.
+std::vector<Array> linear(const Context& context, const Array& x, std::initializer_list<const Linear*> layers);
+
 Array layer_norm(const Context& context, const Array& x, const LayerNorm& norm);
 Array rms_norm(const Context& context, const Array& x, Vector weight, float eps);
 void gelu(const Context& context, Array& x);
 void silu_multiply(const Context& context, Array& gate, const Array& up);
-void add(Array& x, const Array& y);                        // x += y
-void add_row(const Matrix& table, int64_t row, float* y);  // y[cols] += table[row]
+void add(const Context& context, Array& x, const Array& y);  // x += y
+void add_row(const Matrix& table, int64_t row, float* y);    // y[cols] += table[row]
 
 // cos and sin of positions first, first + step, ...: [n, head_dim / 2] each. The two halves of a head share an angle.
 struct Rope {

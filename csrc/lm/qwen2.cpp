@@ -68,21 +68,19 @@ Qwen2::Qwen2(const Qwen2Config& config, const Weights& weights)
 
 Qwen2::Qkv Qwen2::project(const Context& context, const Layer& layer, const Array& x, const Rope& rope) const {
     const Array normed = rms_norm(context, x, layer.attention_norm, config_.eps);
-    Qkv out = {.q = linear(context, normed, layer.q),
-               .k = linear(context, normed, layer.k),
-               .v = linear(context, normed, layer.v)};
-    rotate(context, out.q, rope);
-    rotate(context, out.k, rope);
-    return out;
+    std::vector<Array> out = linear(context, normed, {&layer.q, &layer.k, &layer.v});
+    rotate(context, out[0], rope);
+    rotate(context, out[1], rope);
+    return {.q = std::move(out[0]), .k = std::move(out[1]), .v = std::move(out[2])};
 }
 
 void Qwen2::finish(const Context& context, size_t index, const Array& attended, Array& x) const {
     const Layer& layer = layers_[index];
-    add(x, linear(context, attended, layer.o));
+    add(context, x, linear(context, attended, layer.o));
     const Array normed = rms_norm(context, x, layer.ffn_norm, config_.eps);
-    Array gate = linear(context, normed, layer.gate);
-    silu_multiply(context, gate, linear(context, normed, layer.up));
-    add(x, linear(context, gate, layer.down));
+    std::vector<Array> inner = linear(context, normed, {&layer.gate, &layer.up});
+    silu_multiply(context, inner[0], inner[1]);
+    add(context, x, linear(context, inner[0], layer.down));
     if (context.tap) context.tap(config_.name + ".layer" + std::to_string(index), x);
 }
 
