@@ -29,6 +29,8 @@ class Answer:
         self.audio: Wave | None = None
         self.codes: Codes | None = None
         self.parity_text = ""
+        self.underruns = 0
+        self._options = options
         text, speech, stop = engine.core.task(request.task)
         text, speech = options.text_sampling or text, options.speech_sampling or speech
         limit, self._limit_is_guard = self._limit(options, state.length if state else 0)
@@ -53,7 +55,7 @@ class Answer:
 
     def pieces(self, streams: bool, count: Callable[[], None]) -> Iterator[Piece]:
         """Generate; yield what becomes certain. count is called after every position."""
-        text, sound = TextStream(self.request.thinks), SoundStream(self._engine) if streams else None
+        text, sound = TextStream(self.request.thinks), self._sound_stream() if streams else None
         tokens, core = self._engine.facts.tokens, self._engine.core
         speaking = self.request.speaks and not self.request.thinks
         first, spoken = True, False
@@ -71,10 +73,14 @@ class Answer:
         self.parity_text, codes = core.extract(self.ids, self._engine.parity)
         if self.request.speaks and codes.shape[1] > 0:
             self.codes = codes
-            rest = sound.close() if sound else None
-            if rest is None and self.audio is None:  # nothing was streamed
-                rest = self._engine.sound(codes)
-            yield from self._certain(Piece(audio=rest))
+            yield from self._certain(Piece(audio=sound.close() if sound else self._engine.sound(codes)))
+            self.underruns = sound.playback.underruns if sound else 0
+
+    def _sound_stream(self) -> SoundStream:
+        voice = self.request.voice
+        return SoundStream(
+            self._engine, self._options, None if voice is None else self._engine.core.measure_norms(voice)
+        )
 
     def _certain(self, piece: Piece) -> Iterator[Piece]:
         if self.thinking is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mimo_edge import Error, __version__, commands
+from mimo_edge.request import LOOK_AHEAD_FRAMES
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -98,6 +99,10 @@ class _Adder:
         how.add_argument("--temperature", type=float, metavar="T", help="of the text (default: the task's)")
         how.add_argument("--top-p", type=float, metavar="P", help="nucleus of the text (default: the task's)")
         how.add_argument("--stream", action="store_true", help="decode and show the answer while it is made")
+        how.add_argument(
+            "--look-ahead", type=_count, default=LOOK_AHEAD_FRAMES, metavar="N",
+            help=f"with --stream: code frames of 40 ms that sound waits for (default {LOOK_AHEAD_FRAMES})",
+        )  # fmt: skip
         how.add_argument("--parity", action="store_true", help="reproduce the public reference with its bugs")
         return parser
 
@@ -127,6 +132,14 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
         "inspect", commands.inspect, "Say what a bundle holds: sizes, parameters, files, where it comes from.",
         "inspect\ninspect bundle --check",
     )  # fmt: skip
+    calibrate = add.command(
+        "calibrate", commands.calibrate, "Measure on speech where streamed voices begin; writes it into bundle.json.",
+        "calibrate bundle voices/*.wav",
+    )  # fmt: skip
+    calibrate.add_argument("bundle", metavar="BUNDLE")
+    calibrate.add_argument("audio", metavar="FILE", nargs="+", help="a minute or more of ordinary speech")
+    calibrate.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
+    calibrate.add_argument("--json", action="store_true", help="print the statistics as JSON")
     inspect.add_argument("bundle", metavar="BUNDLE", nargs="?", help="default: the demo bundle in the package")
     inspect.add_argument("--check", action="store_true", help="verify the sha256 of every file, however large")
     inspect.add_argument("--json", action="store_true", help="print bundle.json")

@@ -79,6 +79,32 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def calibrate(arguments: argparse.Namespace) -> int:
+    """Store in a bundle what the codec decoder's norms see in typical speech, for streamed voices to begin with."""
+    path = Path(arguments.bundle) / "bundle.json"
+    model = mimo_edge.load(arguments.bundle, threads=arguments.threads)
+    measured, seconds = [], []
+    recordings = [open_audio(audio) for audio in arguments.audio]
+    with ProgressBar(sum(r.seconds for r in recordings), "s", "measuring") as bar:
+        for recording in recordings:
+            for wave in model.engine.pieces(recording):
+                codes = model.engine.codes(wave)[: model.engine.facts.levels]
+                measured.append(model.engine.core.measure_norms(np.ascontiguousarray(codes)))
+                seconds.append(len(wave) / model.rate_hz)
+                bar.update(seconds[-1])
+    moments = np.asarray(measured)  # [pieces, 2 norms, mean and variance]
+    mean = np.average(moments[:, :, 0], axis=0, weights=seconds)
+    square = np.average(moments[:, :, 1] + moments[:, :, 0] ** 2, axis=0, weights=seconds)
+    norms = np.stack([mean, square - mean**2], axis=1).tolist()
+    facts = {**model.config, "decoder_norms": norms}
+    replace_file(path, (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode())
+    if arguments.json:
+        _print_json(norms)
+    else:
+        print(f"calibrated {path} from {sum(seconds):.0f} s of speech")
+    return 0
+
+
 def transcribe(arguments: argparse.Namespace) -> int:
     """Write down what is said, file by file."""
     model = _open(arguments)
@@ -223,7 +249,7 @@ def _open(arguments: argparse.Namespace) -> Model:
 
 def _options(model: Model, task: str, arguments: argparse.Namespace) -> Options:
     """The command line's wishes, over the samplers of the task."""
-    limits = {"seed": arguments.seed, "max_new_tokens": arguments.max_new_tokens}
+    limits = {"seed": arguments.seed, "max_new_tokens": arguments.max_new_tokens, "look_ahead": arguments.look_ahead}
     if arguments.greedy:
         return Options(text_sampling=Sampling(False), speech_sampling=Sampling(False), **limits)
     if arguments.temperature is None and arguments.top_p is None:
@@ -300,6 +326,8 @@ def _report(reply: Reply, out: str | None = None) -> None:
         parts.append(f"RTF {t.rtf:.3f}")
     if t.first_audio_s is not None:
         parts.append(f"first sound after {t.first_audio_s:.2f} s")
+        if t.underruns:
+            parts.append(f"{t.underruns} underruns")
     elif t.first_text_s is not None:
         parts.append(f"first text after {t.first_text_s:.2f} s")
     if reply.stop_reason != "stop token":

@@ -64,15 +64,22 @@ class Manner:
     system: str | None = None
     voice: Recording | None = None
 
-    def request(self, engine: Engine, ids: Ids, heard_s: float) -> Request:
+    def request(self, engine: Engine, ids: Ids, heard_s: float, voice: Codes | None) -> Request:
         """ids: int32 [K+1, G*P], the prompt. heard_s: seconds of sound in the question, 0 if it was written."""
         task = "spoken_dialogue" if self.speaks else "speech_to_text" if heard_s else "text_chat"
         allowance = ALLOWANCES[task].positions() + (THINKING.positions() if self.thinks else 0)
-        return Request(task=task, ids=ids, allowance=allowance, heard_s=heard_s, speaks=self.speaks, thinks=self.thinks)
+        return Request(
+            task=task,
+            ids=ids,
+            allowance=allowance,
+            heard_s=heard_s,
+            speaks=self.speaks,
+            thinks=self.thinks,
+            voice=voice,
+        )
 
-    def opening(self, engine: Engine, turns: Sequence[CoreTurn]) -> Ids:
-        """Return the prompt of a dialogue from its beginning."""
-        voice = encode(engine, self.voice) if self.voice else None
+    def opening(self, engine: Engine, turns: Sequence[CoreTurn], voice: Codes | None) -> Ids:
+        """Return the prompt of a dialogue from its beginning. voice: codes int32 [K, T'] of `self.voice`."""
         return engine.core.prompt_dialogue(list(turns), self.system, voice, self.speaks, self.thinks)
 
     def followup(self, engine: Engine, turn: CoreTurn) -> Ids:
@@ -90,8 +97,9 @@ def answer(engine: Engine, turns: Sequence[Turn], manner: Manner, options: Optio
     opened = [OpenTurn.check(engine, turn) for turn in turns]
 
     def requests() -> Iterator[Request]:
-        ids = manner.opening(engine, [turn.encode(engine) for turn in opened])
-        yield manner.request(engine, ids, sum(turn.heard_s for turn in opened if turn.role == "user"))
+        voice = encode(engine, manner.voice) if manner.voice else None
+        ids = manner.opening(engine, [turn.encode(engine) for turn in opened], voice)
+        yield manner.request(engine, ids, sum(turn.heard_s for turn in opened if turn.role == "user"), voice)
 
     return Generation(engine, requests(), options)
 
@@ -107,6 +115,7 @@ class Conversation:
     def __init__(self, engine: Engine, manner: Manner, options: Options) -> None:
         self._engine, self._manner, self._options = engine, manner, options
         self._state = _core.State(engine.core, options.seed)
+        self._voice: Codes | None = None
         self._running: _Exchange | None = None
         self._last: _Exchange | None = None
 
@@ -124,7 +133,10 @@ class Conversation:
             self._state = _core.State(self._engine.core, self._options.seed)
 
         def requests() -> Iterator[Request]:
-            yield self._manner.request(self._engine, self._prompt(turn.encode(self._engine)), turn.heard_s)
+            if self._voice is None and self._manner.voice:
+                self._voice = encode(self._engine, self._manner.voice)
+            ids = self._prompt(turn.encode(self._engine))
+            yield self._manner.request(self._engine, ids, turn.heard_s, self._voice)
 
         generation = Generation(self._engine, requests(), options or self._options, self._state)
         self._running = _Exchange(generation, self._state.length)
@@ -146,7 +158,7 @@ class Conversation:
     def _prompt(self, turn: CoreTurn) -> Ids:
         """Return the ids to prefill for `turn`, beginning with what the state has not seen of the turn before."""
         if self._last is None:
-            return self._manner.opening(self._engine, [turn])
+            return self._manner.opening(self._engine, [turn], self._voice)
         last, began_at = self._last.generation, self._last.began_at
         said = np.concatenate([last.prompt_ids, last.new_ids], axis=1)
         followup = self._manner.followup(self._engine, turn)

@@ -32,7 +32,8 @@ class Facts:
 
     rate_hz: of the codec. levels K, group G: of a patch. context: positions a conversation may have. patch_s: seconds
     of sound a patch holds. least_samples: reflect padding needs more than half a window. empty_code: "no speech" in
-    level 0. marks: ids of the special tokens, never part of a reply's text.
+    level 0. marks: ids of the special tokens, never part of a reply's text. norms: [[mean, variance], [mean, variance]]
+    of the codec decoder's two GroupNorms over typical speech, None if the bundle was not calibrated.
     """
 
     rate_hz: int
@@ -46,6 +47,7 @@ class Facts:
     empty_code: int
     tokens: dict[str, int]
     marks: frozenset[int]
+    norms: list[list[float]] | None
 
     @staticmethod
     def read(config: dict[str, Any]) -> Facts:
@@ -64,6 +66,7 @@ class Facts:
             empty_code=lm["speech_zeroemb_idx"][0],
             tokens=tokens,
             marks=frozenset(tokens.values()),
+            norms=config.get("decoder_norms"),
         )
 
 

@@ -119,7 +119,7 @@ class Generation:
             text=last.parity_text if self._engine.parity else text,
             audio=last.audio,
             codes=last.codes,
-            timings=self._clock.timings(audio_s),
+            timings=self._clock.timings(audio_s, last.underruns),
             stop_reason=next((a.stop_reason for a in self._answers if a.stop_reason != "stop token"), "stop token"),
             thinking=last.thinking,
         )

@@ -101,7 +101,7 @@ class Model:
             ids = engine.core.prompt_tts(text, instruction, instruct, spoken, not natural, engine.parity)
             allowance = ALLOWANCES["tts"].positions(tokens=len(engine.core.tokenize(text)))
             allowance += THINKING.positions() if thinks else 0
-            yield Request(task="tts", ids=ids, allowance=allowance, speaks=True, thinks=thinks)
+            yield Request(task="tts", ids=ids, allowance=allowance, speaks=True, thinks=thinks, voice=spoken)
 
         return Generation(engine, requests(), options)
 

@@ -37,6 +37,7 @@ class Timings:
     prefill_s: until the first position was sampled (input encoding included). first_text_s, first_audio_s: until the
     first characters and the first sound, None if there were none. total_s: until the end.
     audio_s: length of the sound made or, where none is, of the sound heard. rtf: total_s / audio_s, None without sound.
+    underruns: how often a listener to the streamed sound had heard all there was before more came.
     """
 
     prefill_s: float
@@ -44,6 +45,7 @@ class Timings:
     first_audio_s: float | None
     total_s: float
     audio_s: float
+    underruns: int = 0
 
     @property
     def rtf(self) -> float | None:
@@ -71,8 +73,8 @@ class Clock:
         if piece.audio is not None:
             self._audio_s = self._audio_s or self._now()
 
-    def timings(self, audio_s: float) -> Timings:
-        return Timings(self._position_s or self._now(), self._text_s, self._audio_s, self._now(), audio_s)
+    def timings(self, audio_s: float, underruns: int = 0) -> Timings:
+        return Timings(self._position_s or self._now(), self._text_s, self._audio_s, self._now(), audio_s, underruns)
 
     def _now(self) -> float:
         return time.perf_counter() - self._started

@@ -20,7 +20,7 @@ from mimo_edge import commands
 from mimo_edge.cli import main
 from mimo_edge.verify.goldens import Goldens
 
-COMMANDS = ["demo", "build", "verify", "inspect", "transcribe", "speak", "understand"]
+COMMANDS = ["demo", "build", "verify", "calibrate", "inspect", "transcribe", "speak", "understand"]
 COMMANDS += ["chat", "text", "convert", "continue", "encode", "decode"]
 
 
