@@ -1,12 +1,14 @@
 """Make the training speech: shards of <folder>/<name>.pcm (int16, 24 kHz mono) and <name>.jsonl (one line a clip).
 
     python data.py /work/nano/data --shards 0:12        # training shards, about one hour of speech each
+    python data.py /work/nano/data --car 0:6            # the car alone, 2000 clips a shard: learning to read aloud
+    python data.py ../../tests/speech --ship            # 40 held-out sentences by eight voices, 4 MB
     python data.py /work/nano/data --test               # held-out sentences: training voices, then a voice never heard
 
-A line: {start, samples (into the .pcm), kind, voice, intent, text, reply, slots, asked, words}. kind "listen" is a
-driver (any voice, pace .85-1.2), "speak" is the car (four hibari voices). words: [start, stop] samples of every
-word, hibari only. asked: for the answer to a question about a missing slot, the driver's first sentence. Same seed,
-same shard.
+A line: {start, samples (into the .pcm), kind, voice, intent, text, reply, slots, asked, words, phones}. kind "listen"
+is a driver (any voice, pace .85-1.2), "speak" is the car (four hibari voices). words: [start, stop] samples of every
+word, phones: [hibari's id, start, stop] of every phone; hibari only. asked: for the answer to a question about a
+missing slot, the driver's first sentence. Same seed, same shard.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import soundfile as sf
 import voices
-from sentences import TEST_CLIPS, UNHEARD_CLIPS, Line, test_lines, training_lines
+from sentences import TEST_CLIPS, UNHEARD_CLIPS, Line, car_lines, shipped_lines, test_lines, training_lines
 from speakers import UNHEARD
 from tqdm import tqdm
 from voices import Utterance
@@ -57,6 +60,7 @@ def write(folder: Path, name: str, lines: list[Line], seed: int) -> float:
             file.write((u.wav * 32767).astype("<i2").tobytes())
             record = {"start": start, "samples": u.wav.size} | {k: v for k, v in asdict(line).items() if k != "voice"}
             record["voice"] = line.voice.label
+            record["phones"] = u.phones if line.kind == "speak" else None
             record["words"] = u.words if u.words and len(u.words) == len(line.text.split()) else None
             records.append(record)
             start += u.wav.size
@@ -64,22 +68,37 @@ def write(folder: Path, name: str, lines: list[Line], seed: int) -> float:
     return start / voices.RATE_HZ / 3600
 
 
+def ship(folder: Path, lines: list[Line]) -> None:
+    """Write the speech of tests/speech: lines.jsonl and Opus files of 24 kHz mono."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for line, u in zip(lines, say_all(lines, 9), strict=True):
+        name = f"{line.voice.label}_{len(records) // len({x.voice.label for x in lines}):02d}.ogg"
+        sf.write(folder / name, u.wav, voices.RATE_HZ, format="OGG", subtype="OPUS")
+        kept = {k: v for k, v in asdict(line).items() if k in ("intent", "text", "reply", "slots", "asked")}
+        records.append({"file": name, "voice": line.voice.label} | kept)
+    (folder / "lines.jsonl").write_text("\n".join(json.dumps(r) for r in records) + "\n")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path)
     p.add_argument("--shards", default="", help="first:stop of the training shards")
+    p.add_argument("--car", default="", help="first:stop of the shards in which only the car speaks")
     p.add_argument("--test", action="store_true")
+    p.add_argument("--ship", action="store_true", help="folder becomes the speech of tests/speech")
     args = p.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    if args.ship:
+        ship(args.folder, shipped_lines())
     if args.test:
         write(args.folder, "test_known", test_lines(None, TEST_CLIPS), 7)
         write(args.folder, "test_unheard", test_lines(UNHEARD, UNHEARD_CLIPS), 8)
-    if args.shards:
-        first, stop = map(int, args.shards.split(":"))
-        for shard in range(first, stop):
-            if not (args.folder / f"train{shard:03d}.jsonl").exists():
-                hours = write(args.folder, f"train{shard:03d}", training_lines(shard), 1000 + shard)
-                print(f"train{shard:03d}: {hours:.2f} h", flush=True)
+    for kind, asked, lines, seed in (("train", args.shards, training_lines, 1000), ("car", args.car, car_lines, 5000)):
+        for shard in range(*map(int, asked.split(":"))) if asked else ():
+            name = f"{kind}{shard:03d}"
+            if not (args.folder / f"{name}.jsonl").exists():
+                print(f"{name}: {write(args.folder, name, lines(shard), seed + shard):.2f} h", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python export.py CODEC_CKPT LM_CKPT TOKENIZER_FOLDER OUT [--dtype bf16]
 
 Tensor names, config fields and tokenizer files are the released ones; the LM is the running average of its weights.
-bf16 rounds matrices only: vectors and codebooks stay float32, as a bundle keeps them.
+bf16 rounds matrices only: vectors and codebooks stay float32, as a bundle keeps them. --sharpen multiplies the heads
+of the codes: at the reference's temperature of .9 they are then sampled as at .9 / SHARPEN, which a small model needs.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ def export_codec(ckpt: Path, out: Path, dtype: torch.dtype) -> int:
     return books + sum(p.numel() for p in model.parameters())
 
 
-def export_lm(ckpt: Path, tokenizer: Path, out: Path, dtype: torch.dtype) -> int:
+def export_lm(ckpt: Path, tokenizer: Path, out: Path, dtype: torch.dtype, sharpen: float) -> int:
     """Returns the number of weights."""
     out.mkdir(parents=True, exist_ok=True)
     model = lm.MimoLm()
     model.load_state_dict(torch.load(ckpt, weights_only=True)["average"])
+    with torch.no_grad():
+        for head in model.local_transformer_lm_heads:
+            head.weight *= sharpen
     save_file(stored(model.state_dict(), dtype), out / "model.safetensors", metadata={"format": "pt"})
     for file in tokenizer.iterdir():
         shutil.copy(file, out / file.name)
@@ -61,11 +65,12 @@ def main() -> None:
     p.add_argument("lm", type=Path)
     p.add_argument("tokenizer", type=Path)
     p.add_argument("out", type=Path)
+    p.add_argument("--sharpen", type=float, default=1.0)
     p.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     args = p.parse_args()
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     heard = export_codec(args.codec, args.out / "tokenizer_model", dtype)
-    said = export_lm(args.lm, args.tokenizer, args.out / "lm", dtype)
+    said = export_lm(args.lm, args.tokenizer, args.out / "lm", dtype, args.sharpen)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"codec {heard / 1e6:.2f} M, LM {said / 1e6:.2f} M weights, {size / 1e6:.1f} MB")
 

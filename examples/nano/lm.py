@@ -225,17 +225,18 @@ class MimoLm(nn.Module):
         hidden, seen = self.model(self.embed(ids, speech, patches), guided=GUIDED_LAYER if guided else -1)
         return Out(hidden, seen)
 
-    def code_logits(self, hidden: Tensor, codes: Tensor) -> list[Tensor]:
-        """Teacher-forced patch decoder: hidden [N, H], codes [N, G, K] -> per level logits [N, G, size]."""
+    def code_logits(self, hidden: Tensor, codes: Tensor, levels: int = K) -> list[Tensor]:
+        """Teacher-forced patch decoder: hidden [N, H], codes [N, G, K] -> logits [N, G, size] of the first levels."""
         count = hidden.shape[0]
         inputs = [self.hidden_states_downcast(hidden)]
         tables = [table(codes[..., k]) for k, table in enumerate(self.speech_embeddings)]  # each [N, G, inner]
-        for step in range(STEPS - 1):
+        for step in range(G + levels - 2):
             made = [tables[k][:, step - k] for k in range(K) if 0 <= step - k < G]
             total = torch.stack(made).sum(0)
             inputs.append(self.to_local(total).to(inputs[0].dtype))
         out, _ = self.local_transformer(torch.stack(inputs, 1))
-        return [head(out[:, k : k + G]).view(count, G, -1) for k, head in enumerate(self.local_transformer_lm_heads)]
+        heads = self.local_transformer_lm_heads[:levels]
+        return [head(out[:, k : k + G]).view(count, G, -1) for k, head in enumerate(heads)]
 
     def to_local(self, x: Tensor) -> Tensor:
         return self.speech_embeddings_to_local(x) if hasattr(self, "speech_embeddings_to_local") else x

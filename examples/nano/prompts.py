@@ -13,6 +13,8 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Tokenizer
 
+from mimo_edge.templates import ASR_TEMPLATES, TTS_TEMPLATES
+
 G, K = 4, 8
 EMPTY = np.array([1024, 1024, 128, 128, 128, 128, 128, 128])  # speech_zeroemb_idx
 THINK_OFF, THINK_ON = "<think>\n\n</think>\n", "<think>\n"
@@ -20,45 +22,20 @@ USER, ASSISTANT, END = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_en
 STYLE = "你需要根据指定的风格指令和文本内容来生成语音。"
 STYLE_VOICE = "你需要根据指定的风格指令和文本内容来生成和语音prompt具有相同音色的语音。你的音色应该是："
 VOICE = "Your voice should be:"
-ASR = [
-    "请将这段语音转换为文字",
-    "帮我识别这个音频文件中的内容",
-    "把这段录音转成文本",
-    "请转录这段语音",
-    "将音频内容转换成文字格式",
-    "识别并转写这段语音",
-    "把语音内容写成文字",
-    "转录这个音频片段",
-    "将这段对话转换为文本",
-    "麻烦帮我把这段录音整理成详细的文字记录",
-    "Please transcribe this audio file",
-    "Convert this speech recording to text",
-    "Transcribe the following voice message",
-    "Turn this audio into readable text",
-    "Please convert the recording to written format",
-    "Transcribe what you hear in this audio",
-    "Convert this spoken content to text",
-    "Please write down what is said in this recording",
-    "Transcribe this voice recording",
-    "Could you please help me transcribe this important recording?",
-    "Would you mind converting this voice message into a readable text format?",
-    "I'd really appreciate it if you could turn this audio file into a written document",
-]
-TTS = [
-    "Please convert this text to speech", "Turn this writing into audio", "Generate speech from this text",
-    "Read this content out loud", "Convert these words to voice", "Create an audio version of this text",
-    "Please vocalize this content", "Turn this text into audible format", "Help me convert this writing to speech",
-    "Make this text into spoken audio",
-]  # fmt: skip
+ASR, TTS = ASR_TEMPLATES, TTS_TEMPLATES["en"]
 
 
 @dataclass(slots=True)
 class Audio:
-    """A clip's codes int16 [T, K] and, where known, the first and last code frame of each word of its text."""
+    """A clip's codes int16 [T, K] and, where known, when (in code frames) each word of its text and each phone is said.
+
+    words: (start, stop) of each; phones: (id, start, stop) of each.
+    """
 
     codes: np.ndarray
     text: str = ""
     words: list[tuple[float, float]] | None = None
+    phones: list[tuple[int, float, float]] | None = None
 
 
 @dataclass(slots=True)
@@ -67,15 +44,15 @@ class Sample:
 
     ids: token (the <|empty|> id at a patch); learnt: 1 where the token (and patch) is the model's own; patches: rows
     of codes in order of the patch positions. heard: (first position, last + 1, text) of every audio whose text is
-    known, for CTC. letters: for learnt patches the characters said in each of its G frames (0 = none). points: (query
-    position, [key positions]) pairs for guided attention.
+    known, for CTC. phones: for learnt patches the phone said in each of its G frames. points: (query position, [key
+    positions]) pairs for guided attention.
     """
 
     ids: list[int] = field(default_factory=list)
     learnt: list[int] = field(default_factory=list)
     patches: list[np.ndarray] = field(default_factory=list)
     heard: list[tuple[int, int, str]] = field(default_factory=list)
-    letters: dict[int, list[int]] = field(default_factory=dict)
+    phones: dict[int, list[int]] = field(default_factory=dict)
     points: list[tuple[int, list[int]]] = field(default_factory=list)
 
 
@@ -144,22 +121,16 @@ class Builder:
             self._plan(text, a, token_at, patch_at)
 
     def _plan(self, text: str, a: Audio, token_at: list[int], patch_at: list[int]) -> None:
-        """Fill letters and points: what each spoken patch says, and which tokens of the stream it says."""
+        """Fill phones and points: what each spoken patch says, and which tokens of the stream it says."""
         spans = word_tokens(self.tokenizer, text)
-        words = text_words(text)
         if not a.words or len(spans) != len(a.words):
             return
         for p, position in enumerate(patch_at):
-            letters, keys = [0] * G, []
-            for g in range(G):
-                frame = p * G + g + 0.5
-                for w, (first, last) in enumerate(a.words):
-                    if first <= frame < last:
-                        letter = words[w][min(len(words[w]) - 1, int((frame - first) / (last - first) * len(words[w])))]
-                        letters[g] = ord(letter) - 96 if "a" <= letter <= "z" else 0
-                        keys += [token_at[t] for t in spans[w]]
-            self.s.letters[position] = letters
-            keys = sorted({k for k in keys if k < position})
+            frames = [p * G + g + 0.5 for g in range(G)]
+            if a.phones:
+                self.s.phones[position] = [next((i for i, _, b in a.phones if f < b), a.phones[-1][0]) for f in frames]
+            said = [w for w, (first, last) in enumerate(a.words) if any(first <= f < last for f in frames)]
+            keys = sorted({token_at[t] for w in said for t in spans[w] if token_at[t] < position})
             if keys:
                 self.s.points.append((position - 1, keys))
 

@@ -6,10 +6,13 @@ import random
 from dataclasses import dataclass, field, replace
 
 import grammar
-from speakers import LISTENED, SPEAKERS, Voice
+from speakers import LISTENED, SPEAKERS, UNHEARD, Voice
 
 ESPEAK_VARIANTS = [*[f"m{i}" for i in range(1, 8)], *[f"f{i}" for i in range(1, 6)]]
 TURNS = 420  # dialogue turns in a shard; everything else is a share of it
+CAR_LINES = 2000  # lines of a shard in which only the car speaks
+SHIPPED = 40  # sentences
+SHIPPED_VOICES = ["heart", "deep", "mellow", "h08", "slt_hts", "awb", "es_us"]  # and the one never heard
 TEST_CLIPS = 600
 UNHEARD_CLIPS = 240
 
@@ -84,6 +87,46 @@ def training_lines(shard: int) -> list[Line]:
         listen(_free(r, "digits", grammar.digit_string(r, r.randint(3, 7))))
         speak(*_pair(_free(r, "digits", grammar.digit_string(r, r.randint(3, 7)))))
     return lines
+
+
+def car_lines(shard: int) -> list[Line]:
+    """What the car says, for learning to read aloud: 88 % the default voice at its own pace.
+
+    Three lines in five are words that do not follow from each other (random words, sentences with some words
+    exchanged, digits), so that speech comes from the text and not from sentences known by heart.
+    """
+    r = random.Random(500000 + shard)
+    words, lines = grammar.vocabulary(), []
+    while len(lines) < CAR_LINES:
+        t = grammar.turn(r)
+        if t.intent == "missing" and r.random() < 0.5:
+            t = grammar.answer(t, r)
+        text, intent, kind = t.reply if r.random() < 0.7 else t.text, t.intent, r.random()
+        if kind < 0.33:
+            text, intent = grammar.random_words(r, words), "words"
+        elif kind < 0.52:
+            text, intent = " ".join(r.choice(words) if r.random() < 0.35 else w for w in text.split()), "words"
+        elif kind < 0.6:
+            text, intent = grammar.digit_string(r, r.randint(2, 7)), "digits"
+        if not grammar.held_out(intent, text) and (kind < 0.6 or not grammar.held_out(intent, t.text)):
+            voice = r.choices(SPEAKERS, [88, 4, 4, 4])[0]
+            pace = r.choices([1.0, 0.88, 1.15], [92, 4, 4])[0]
+            lines.append(Line("speak", voice, intent, text, speed=pace))
+    return lines
+
+
+def shipped_lines() -> list[Line]:
+    """40 held-out sentences, all intents in turn, by each of eight voices: the speech of tests/speech."""
+    r, texts = random.Random(40), {}
+    intents = [name for name in grammar.MAKERS if name not in grammar.FIXED]
+    while len(texts) < SHIPPED:
+        t = grammar.MAKERS[intents[len(texts) % len(intents)]](r)
+        if grammar.held_out(t.intent, t.text) and t.text not in texts:
+            texts[t.text] = t
+        elif r.random() < 0.001:  # an intent may have fewer held-out sentences than its share
+            intents.remove(intents[len(texts) % len(intents)])
+    said_by = [v for v in LISTENED if v.label in SHIPPED_VOICES] + [UNHEARD]
+    return [Line("listen", v, t.intent, t.text, t.reply, t.slots) for t in texts.values() for v in said_by]
 
 
 def _free(r: random.Random, intent: str, text: str) -> grammar.Turn:

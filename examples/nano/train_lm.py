@@ -4,11 +4,11 @@
     python train_lm.py DATA TOKENIZER CODEC_CKPT CKPT --mix speak --steps 8000
 
 Losses: next token (0.3 where a patch follows, which is nearly certain), codes of the next patch (levels 1, 2,
-others as 4 : 2 : 1), and three that are thrown away: character CTC where a driver is heard, the letters that the
-next patch says, and guided attention (where the guided heads should look while reading aloud or writing down). A
-share of the spoken history is hidden so that speech is planned from text. CKPT also holds the running average of
-the weights, which is what gets evaluated and exported; the learning rate stays constant, so training may stop and
-go on at any time.
+others as 6 : 3 : 1), and three that are thrown away: character CTC where a driver is heard, the phones that the next
+patch says, and guided attention (where the guided heads should look while reading aloud or writing down). A share of
+the spoken history is hidden, and a little is wrong, so that speech is planned from text. CKPT also holds the running
+average of the weights, which is what gets evaluated and exported; the learning rate stays constant unless --cool is
+given, so training may stop and go on at any time.
 """
 
 from __future__ import annotations
@@ -49,17 +49,19 @@ MIXES = {
     },
     "speak": {
         "transcribe": 12,
-        "understand": 5,
-        "reply": 4,
+        "understand": 4,
+        "reply": 3,
         "text": 1,
-        "speak": 34,
-        "dialogue": 28,
-        "voice": 6,
-        "style": 4,
-        "voiced": 6,
+        "speak": 56,
+        "dialogue": 16,
+        "voice": 3,
+        "style": 2,
+        "voiced": 3,
     },
 }
-LEVEL_WEIGHTS = torch.tensor([4.0, 2.0, 1, 1, 1, 1, 1, 1]) / 12
+LEVEL_WEIGHTS = torch.tensor([6.0, 3, 1, 1, 1, 1, 1, 1]) / 12  # the first two carry the words
+ALL_LEVELS = 0.4  # share of batches that learn all levels; the others stop after the first two, which costs half
+PHONES = 178  # hibari's ids
 CODE_FRAME_SAMPLES = 960
 STYLES = {"Speak fast": ("speed", 1.08, 9.0), "Speak slowly": ("speed", 0.0, 0.98)}
 
@@ -67,11 +69,13 @@ STYLES = {"Speak fast": ("speed", 1.08, 9.0), "Speak slowly": ("speed", 0.0, 0.9
 class Clips:
     """Coded clips, looked up by what they are for."""
 
-    def __init__(self, folder: Path, pattern: str = "train*") -> None:
+    def __init__(self, folder: Path, pattern: str = "[ct]*[0-9]") -> None:
         self.clips: list[dict] = []
         self.listen: list[int] = []
         self.speak: dict[str, list[int]] = defaultdict(list)  # by voice
+        self.styled: list[int] = []  # the default voice at another pace
         self.said: dict[tuple[str, str], list[int]] = defaultdict(list)  # by voice and text
+        default = SPEAKERS[0].label
         for index in sorted(folder.glob(pattern + ".codes.npz")):
             stem = index.name.removesuffix(".codes.npz")
             arrays = dict(np.load(index))
@@ -83,16 +87,20 @@ class Clips:
                 self.clips.append(clip)
                 if clip["kind"] == "listen":
                     self.listen.append(at)
+                    continue
+                self.said[clip["voice"], clip["text"]].append(at)
+                if clip["voice"] == default and clip["speed"] != 1.0:
+                    self.styled.append(at)
                 else:
                     self.speak[clip["voice"]].append(at)
-                    self.said[clip["voice"], clip["text"]].append(at)
         self.turns = [i for i in self.listen if self.clips[i]["reply"]]
 
     def audio(self, clip: dict, noisy: bool = False) -> Audio:
         words = clip["words"]
         if words:
             words = [(a / CODE_FRAME_SAMPLES, b / CODE_FRAME_SAMPLES) for a, b in words]
-        return Audio(clip["noisy" if noisy else "clean"], clip["text"], words)
+        phones = [(i, a / CODE_FRAME_SAMPLES, b / CODE_FRAME_SAMPLES) for i, a, b in clip.get("phones") or ()]
+        return Audio(clip["noisy" if noisy else "clean"], clip["text"], words, phones)
 
 
 class Tasks:
@@ -116,8 +124,9 @@ class Tasks:
         return clip, self.clips.audio(clip)
 
     def reading(self, voice: str, text: str) -> Audio | None:
-        found = self.clips.said.get((voice, text))
-        return self.clips.audio(self.clips.clips[self.r.choice(found)]) if found else None
+        found = [self.clips.clips[i] for i in self.clips.said.get((voice, text), ())]
+        usual = [clip for clip in found if clip["speed"] == 1.0] or found
+        return self.clips.audio(self.r.choice(usual)) if usual else None
 
     def voice_sample(self, voice: str) -> Audio:
         """A short clip of the voice, its text not to be spelled."""
@@ -171,7 +180,8 @@ class Tasks:
         return self.b.speak(self.prompted(text), grammar.written(text), a, template, "", self.voice_sample(label))
 
     def style(self) -> Sample | None:
-        clip, a = self.car(SPEAKERS[0].label)
+        clip = self.clips.clips[self.r.choice(self.clips.styled)]
+        a = self.clips.audio(clip)
         fits = [name for name, (key, low, high) in STYLES.items() if low <= clip[key] <= high]
         if not fits:
             return None
@@ -212,23 +222,24 @@ class Batch:
     code_at: Tensor  # [L] flat positions whose next patch is learnt
     code_to: Tensor  # [L] rows of patches
     hidden_share: Tensor  # [N] probability that a patch's embedding is hidden
-    letters: Tensor  # [L, G], -1 unknown
+    phones: Tensor  # [L, G], -1 unknown
     look: Tensor  # bool [B, P, P]
     heard: list[tuple[int, int, int, str]]  # (row, first, stop, text)
+    levels: int  # learnt
 
 
 def collate(samples: list[Sample], r: random.Random, pad: int, empty: int) -> Batch:
     batch, width = len(samples), -(-max(len(s.ids) for s in samples) // 8) * 8
     ids, learnt = torch.full((batch, width), pad), torch.zeros(batch, width, dtype=torch.bool)
-    letters = torch.full((batch, width, prompts.G), -1)
+    phones = torch.full((batch, width, prompts.G), -1)
     look = torch.zeros(batch, width, width, dtype=torch.bool)
     shares, heard = torch.zeros(batch, width), []
     for b, s in enumerate(samples):
         ids[b, : len(s.ids)] = torch.tensor(s.ids)
         learnt[b, : len(s.ids)] = torch.tensor(s.learnt, dtype=torch.bool)
         shares[b] = r.uniform(0.2, 0.9) if r.random() < 0.6 else 0.0
-        for position, row in s.letters.items():
-            letters[b, position] = torch.tensor(row)
+        for position, row in s.phones.items():
+            phones[b, position] = torch.tensor(row)
         for position, keys in s.points:
             look[b, position, keys] = True
         heard += [(b, *h) for h in s.heard if h[2]]
@@ -242,22 +253,25 @@ def collate(samples: list[Sample], r: random.Random, pad: int, empty: int) -> Ba
     return Batch(
         ids, speech, torch.from_numpy(np.stack([p for s in samples for p in s.patches]).astype(np.int64)),
         text_at, next_ids.flatten()[text_at], code_at, order.roll(-1, 1).flatten()[code_at],
-        (shares * learnt)[speech], letters.roll(-1, 1).flatten(0, 1)[code_at], look, heard,
+        (shares * learnt)[speech], phones.roll(-1, 1).flatten(0, 1)[code_at], look, heard,
+        prompts.K if r.random() < ALL_LEVELS else 2,
     )  # fmt: skip
 
 
 class Aids(nn.Module):
-    """Heads that only help to learn: characters heard and letters about to be said, G of each a position."""
+    """Heads that only help to learn: characters heard and phones about to be said, G of each a position."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.heard = nn.Linear(dim, prompts.G * (len(LETTERS) + 1))
-        self.said = nn.Linear(dim, prompts.G * len(LETTERS))
+        self.said = nn.Linear(dim, prompts.G * PHONES)
 
 
 def losses(model: MimoLm, aids: Aids, b: Batch) -> dict[str, Tensor]:
     """Every loss of one batch, unweighted; zero where a batch has nothing of the kind."""
     patches = model.patches(b.patches)
+    wrong = torch.rand(len(patches)) < 0.1 * b.hidden_share  # as after a mistake of the model's own
+    patches = torch.where(wrong[:, None], patches[torch.randperm(len(patches))], patches)
     patches = patches * (torch.rand(len(patches)) >= b.hidden_share)[:, None]
     out = model(b.ids, b.speech, patches, guided=True)
     flat, zero = out.hidden.flatten(0, 1), out.hidden.new_zeros(())
@@ -265,16 +279,16 @@ def losses(model: MimoLm, aids: Aids, b: Batch) -> dict[str, Tensor]:
     certain = b.text_to == int(b.ids[b.speech][0]) if bool(b.speech.any()) else torch.zeros_like(b.text_to).bool()
     weight = torch.where(certain, 0.3, 1.0)
     found = {"text": (fn.cross_entropy(scores, b.text_to, reduction="none") * weight).sum() / weight.sum()}
-    found["codes"] = found["letters"] = found["looks"] = found["ctc"] = zero
+    found["codes"] = found["phones"] = found["looks"] = found["ctc"] = zero
     if len(b.code_at):
         codes = b.patches[b.code_to]
-        logits = model.code_logits(flat[b.code_at], codes)
+        logits = model.code_logits(flat[b.code_at], codes, b.levels)
         each = [fn.cross_entropy(x.float().flatten(0, 1), codes[..., k].flatten()) for k, x in enumerate(logits)]
-        found["codes"] = (torch.stack(each) * LEVEL_WEIGHTS).sum()
+        found["codes"] = (torch.stack(each) * LEVEL_WEIGHTS[: b.levels]).sum()
         found["level1"] = each[0].detach()
-        if bool((b.letters >= 0).any()):
-            guess = aids.said(flat[b.code_at]).float().view(-1, len(LETTERS))
-            found["letters"] = fn.cross_entropy(guess, b.letters.flatten(), ignore_index=-1)
+        if bool((b.phones >= 0).any()):
+            guess = aids.said(flat[b.code_at]).float().view(-1, PHONES)
+            found["phones"] = fn.cross_entropy(guess, b.phones.flatten(), ignore_index=-1)
     rows = b.look.any(-1)
     if out.seen is not None and bool(rows.any()):
         mass = (out.seen.float() * b.look[:, None]).sum(-1).transpose(1, 2)[rows]
@@ -296,7 +310,7 @@ def heard_loss(aids: Aids, hidden: Tensor, heard: list[tuple[int, int, int, str]
     return (loss / sizes).mean()
 
 
-WEIGHTS = {"text": 1.0, "codes": 1.0, "letters": 0.3, "looks": 0.15, "ctc": 0.4}
+WEIGHTS = {"text": 1.0, "codes": 1.0, "phones": 0.4, "looks": 0.15, "ctc": 0.4}
 
 
 def main() -> None:
@@ -309,6 +323,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, required=True, help="stop when this many steps are done in all")
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--rate", type=float, default=1.5e-3)
+    p.add_argument("--cool", type=int, default=0, help="let the rate fall to 0 over the last steps, this many")
     args = p.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
@@ -339,7 +354,7 @@ def main() -> None:
             tasks.r.shuffle(ready)
         batch = collate(ready.pop(), tasks.r, pad, empty)
         for group in optimiser.param_groups:
-            group["lr"] = args.rate * min(1.0, (step + 1) / 150)
+            group["lr"] = args.rate * min(1.0, (step + 1) / 150, (args.steps - step) / max(1, args.cool))
         with torch.autocast("cpu", torch.bfloat16):
             found = losses(model, aids, batch)
         loss = sum(found[k] * w for k, w in WEIGHTS.items())
@@ -348,7 +363,7 @@ def main() -> None:
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
         step += 1
-        decay = min(0.998, step / (step + 20))
+        decay = min(0.995, step / (step + 20))
         with torch.no_grad():
             for k, v in model.state_dict().items():
                 average[k].lerp_(v, 1 - decay)

@@ -30,10 +30,14 @@ MARGIN_SAMPLES = 1200  # silence kept on both sides, 50 ms
 
 @dataclass(slots=True)
 class Utterance:
-    """wav float32 [samples] at 24 kHz; words: (start, stop) samples of each word, None if the engine hides them."""
+    """wav float32 [samples] at 24 kHz; words: (start, stop) samples of each word, None if the engine hides them.
+
+    phones: (hibari's id, start, stop) of every phone, likewise.
+    """
 
     wav: np.ndarray
     words: list[tuple[int, int]] | None = None
+    phones: list[tuple[int, int, int]] | None = None
 
 
 def trim(u: Utterance) -> Utterance:
@@ -47,7 +51,8 @@ def trim(u: Utterance) -> Utterance:
     start = max(0, int(loud[0]) * 240 - MARGIN_SAMPLES)
     stop = min(wav.size, int(loud[-1] + 1) * 240 + MARGIN_SAMPLES)
     words = None if u.words is None else [(max(0, a - start), max(0, b - start)) for a, b in u.words]
-    return Utterance((wav[start:stop] * (0.6 / peak)).astype(np.float32), words)
+    phones = None if u.phones is None else [(i, max(0, a - start), max(0, b - start)) for i, a, b in u.phones]
+    return Utterance((wav[start:stop] * (0.6 / peak)).astype(np.float32), words, phones)
 
 
 class HibariEngine:
@@ -77,7 +82,8 @@ class HibariEngine:
             lh, ln, lr = lh + gain, ln + gain, lr + gain
         wav = dsp.synth(lh, th, ln, lr, phi, f0 * voice.f0, np.random.default_rng(seed))
         edges = np.concatenate([[0], np.cumsum(frames.reshape(-1).round())]).astype(int) * FRAME_SAMPLES
-        return Utterance(wav, [(int(edges[a]), int(edges[b])) for a, b in spans])
+        phones = [(i, int(a), int(b)) for i, a, b in zip(ids, edges[:-1], edges[1:], strict=True)]
+        return Utterance(wav, [(int(edges[a]), int(edges[b])) for a, b in spans], phones)
 
     def phonemes(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """ids with the two pads, and each word's [start, stop) in ids; words are said by their own pronunciation."""
