@@ -3,7 +3,7 @@
     u64 header length | JSON header {name: {dtype, shape, data_offsets}} padded with spaces | data without holes
 
 Source: the safetensors format description (huggingface/safetensors, README "Format"). BF16 is held as its uint16 bit
-pattern; numpy has no such type.
+pattern, F8_E4M3 as uint8; numpy has no such types.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
+    "F8_E4M3": np.dtype("u1"),
 }
-_UNREADABLE_BYTES = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}  # may stand in a header, cannot be read here
+_UNREADABLE_BYTES = {"F8_E5M2": 1, "F8_E8M0": 1}  # may stand in a header, cannot be read here
 ALIGNMENT = 64  # the data begins at a multiple of this many bytes: one cache line
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own implementation
 

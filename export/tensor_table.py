@@ -88,6 +88,11 @@ def stays_f32(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) <= 1 or _CODEBOOK.search(name) is not None
 
 
+def is_transposed_conv(name: str) -> bool:
+    """Tell whether a tensor is stored tap by tap, [k, out, in]."""
+    return _TRANSPOSED_CONV.search(name) is not None
+
+
 def stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape a bundle stores for a released shape."""
     return tuple(shape[axis] for axis in _stored_axes(name, shape))
@@ -107,7 +112,7 @@ def stored_layout(name: str, values: Array) -> Array:
 def _stored_axes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) != 3:
         return tuple(range(len(shape)))
-    return (2, 1, 0) if _TRANSPOSED_CONV.search(name) else (0, 2, 1)
+    return (2, 1, 0) if is_transposed_conv(name) else (0, 2, 1)
 
 
 _STACKS = (  # first match counts; layers count their matrices only, the weights read at every step

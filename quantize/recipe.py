@@ -1,0 +1,118 @@
+"""A recipe: which tensor is stored how, and what a bundle made by it must still be able to do. JSON, as data.
+
+    {"name": "mine", "about": "one sentence", "group": 128, "method": "gptq",
+     "rules": [{"tensors": "model.layers.*_proj.weight", "weights": "int4", "activations": 8}, ...],
+     "gates": {"text_agreement": 0.97, "level_agreement": 0.95, ...}}
+
+The first rule whose pattern (shell wildcards) fits a tensor's name decides; what no rule names stays as it is, and so
+do vectors, codebooks and transposed convolutions. weights: int8, int4, fp8 or float. activations: bits of the inputs of
+that matrix on the CPU, 16 (default) or 8. method: gptq corrects rounding by what calibration heard; rtn only rounds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mimo_edge.export.packed import FORMATS, GROUPS
+from mimo_edge.export.safetensors_io import input_error
+from mimo_edge.export.tensor_table import is_transposed_conv, stays_f32
+
+METHODS = ("rtn", "gptq")
+GATES = {  # name -> whether the measured value must be at least (or else: at most) the limit
+    "text_agreement": True,  # share of text positions with the same likeliest token, teacher-forced
+    "level_agreement": True,  # the same of codes, of the worst level
+    "text_kl": False,  # mean KL divergence of text, nats
+    "level_kl": False,  # of the worst level
+    "code_agreement": True,  # share of equal codes of the codec encoder, over the levels the LM reads
+    "asr_points": False,  # word errors of transcripts, percentage points above the original's
+    "speech_points": False,  # word errors of speech, as an independent judge hears it, likewise
+    "mel_distance": False,  # of rebuilt sound, dB above the original's
+    "runaway_rate": False,  # share of prompts stopped by the guard
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """tensors: a pattern of names; weights: int8, int4, fp8 or float; activations: bits, 16 or 8."""
+
+    tensors: str
+    weights: str
+    activations: int = 16
+
+
+FLOAT = Rule("*", "float")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """See the top of this file."""
+
+    name: str
+    about: str
+    rules: tuple[Rule, ...]
+    group: int = 128
+    method: str = "rtn"
+    gates: dict[str, float] = field(default_factory=dict)
+
+    def rule(self, name: str, shape: tuple[int, ...]) -> Rule:
+        """Return what happens to the tensor `name` of released shape `shape`."""
+        if stays_f32(name, shape) or is_transposed_conv(name):
+            return FLOAT
+        return next((rule for rule in self.rules if fnmatchcase(name, rule.tensors)), FLOAT)
+
+    @staticmethod
+    def read(name: str) -> Recipe:
+        """Read a recipe by the name of one in the package, or by the path of a file.
+
+        Raises InputError: neither exists, or the file says something that no recipe can say.
+        """
+        path = Path(name)
+        if path.suffix == ".json":
+            if not path.is_file():
+                raise input_error(f"recipe: expected a file, got {name}, which does not exist")
+            return _parsed(path.read_text("utf-8"), str(path))
+        if name not in recipe_names():
+            raise input_error(f"recipe: expected {', '.join(recipe_names())} or a .json file, got {name!r}")
+        return _parsed((_folder() / f"{name}.json").read_text("utf-8"), name)
+
+
+def recipe_names() -> list[str]:
+    """The recipes in the package."""
+    return sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
+
+
+def _folder() -> Any:
+    return resources.files("mimo_edge.quantize") / "recipes"
+
+
+def _parsed(text: str, where: str) -> Recipe:
+    try:
+        raw = json.loads(text)
+        rules = tuple(Rule(**rule) for rule in raw.pop("rules"))
+        recipe = Recipe(rules=rules, **raw)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise input_error(f"recipe: {where}: expected the fields {', '.join(Recipe.__slots__)}, got {error}") from error
+    _check(recipe, where)
+    return recipe
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """Raise InputError for a word or number that means nothing."""
+
+    def expect(good: bool, what: str, got: object) -> None:
+        if not good:
+            raise input_error(f"recipe: {where}: expected {what}, got {got!r}")
+
+    expect(recipe.group in GROUPS, f"group {', '.join(map(str, GROUPS))}", recipe.group)
+    expect(recipe.method in METHODS, f"method {' or '.join(METHODS)}", recipe.method)
+    for rule in recipe.rules:
+        expect(rule.weights in (*FORMATS, "float"), f"weights {', '.join(FORMATS)} or float", rule.weights)
+        expect(rule.activations in (8, 16), "activations 8 or 16", rule.activations)
+    for gate, limit in recipe.gates.items():
+        expect(gate in GATES, f"gates {', '.join(GATES)}", gate)
+        expect(isinstance(limit, int | float), f"a number for {gate}", limit)
