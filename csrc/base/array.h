@@ -56,6 +56,7 @@ struct Matrix {
     int64_t rows = 0;
     int64_t cols = 0;
     DType type = DType::f32;
+    const char* name = nullptr;    // in the bundle
     const void* scales = nullptr;  // packed: [ceil(rows / 16), ceil(cols / group), 16], f32 for i8 and f16 for i4
     int64_t group = 0;             // packed: columns that share a scale; i8: all
     int activation_bits = 16;      // packed: 8 or 16, how finely the inputs are rounded

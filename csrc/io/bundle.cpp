@@ -67,7 +67,8 @@ Matrix Weights::matrix(const std::string& name, const std::vector<int64_t>& shap
         throw BundleError(message("bundle: expected F32, BF16, I8 or U8 for ", prefix_ + name, ", got ", name_of(type),
                                   "; the native core does not read it"));
     }
-    return {.data = file_->get(prefix_ + name, shape).data, .rows = rows, .cols = cols, .type = type};
+    const auto& tensor = file_->get(prefix_ + name, shape);
+    return {.data = tensor.data, .rows = rows, .cols = cols, .type = type, .name = tensor.name};
 }
 
 // The layout is that of kernels/packed.h: blocks of 16 rows, 4 bytes of a row side by side.
@@ -92,6 +93,7 @@ Matrix Weights::packed(const std::string& name, int64_t rows, int64_t cols) cons
             .rows = rows,
             .cols = cols,
             .type = type,
+            .name = tensor.name,
             .scales = scales.data,
             .group = group,
             .activation_bits = quantization_->activation_bits_of(full)};

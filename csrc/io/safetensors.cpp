@@ -57,7 +57,9 @@ Safetensors::Safetensors(const std::filesystem::path& path) : file_(path), name_
         }
         tensor.data = body.data() + begin;
         extents.emplace_back(begin, end);
-        if (!tensors_.emplace(name, std::move(tensor)).second) {
+        const auto [placed, added] = tensors_.emplace(name, std::move(tensor));
+        placed->second.name = placed->first.c_str();
+        if (!added) {
             throw BundleError(message("safetensors: expected each tensor once, got ", name, " twice in ", name_));
         }
     }

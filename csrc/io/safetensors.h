@@ -17,6 +17,7 @@ public:
         DType type;
         std::vector<int64_t> shape;
         const uint8_t* data;
+        const char* name = nullptr;
         mutable bool used = false;
     };
 

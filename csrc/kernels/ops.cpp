@@ -18,6 +18,14 @@ int64_t grain_for(int64_t n, int64_t work) {
     return n * work < kInlineWork ? n : 1;
 }
 
+// Shows what layers take in, as "input:<name of the weight of the first of them>": calibration listens.
+void tap_input(const Context& context, const float* x, int64_t rows, int64_t stride, const Matrix& w) {
+    if (!w.name) return;
+    std::vector<float> dense(static_cast<size_t>(rows * w.cols));
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(x + i * stride, w.cols, dense.data() + i * w.cols);
+    context.tap(std::string("input:") + w.name, {rows, w.cols}, dense.data());
+}
+
 // One input as packed layers read it, and the memory that holds it.
 class Rounded {
 public:
@@ -65,6 +73,7 @@ std::vector<Array> linears(const Context& context, const float* x, int64_t rows,
         const Rounded* inputs;  // null: weights of floats
         int64_t first, blocks;  // of the output channels of all layers, 16 at a time
     };
+    if (context.tap) tap_input(context, x, rows, stride, layers[0]->weight);
     std::deque<Rounded> rounded;
     std::vector<Part> parts;
     std::vector<Array> outs;

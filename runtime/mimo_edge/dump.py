@@ -14,7 +14,7 @@ from mimo_edge.audio import replace_file
 
 
 class Dump:
-    """A tap that writes each array it sees. folder is made if absent and has to be empty."""
+    """A tap that writes each stage it sees, not the inputs of single layers. folder is made if absent and has to be empty."""
 
     def __init__(self, folder: Path) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -23,6 +23,8 @@ class Dump:
         self.folder, self.count = folder, 0
 
     def __call__(self, name: str, array: NDArray[Any]) -> None:
+        if name.startswith("input:"):
+            return
         self.count += 1
         buffer = io.BytesIO()
         np.save(buffer, array)
