@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "base/bandwidth.h"
 #include "codec/decoder_stream.h"
 #include "codec/resample.h"
 #include "engine/generation.h"
@@ -575,6 +576,8 @@ PYBIND11_MODULE(_core, module) {
             py::arg("path"), py::arg("threads") = 0, py::arg("check") = false, py::arg("kernels") = py::none(),
             py::arg("backend") = py::none())
         .def_property_readonly("config_json", [](const Model& m) { return m.bundle_json; })
+        .def("read_bandwidth",
+             [](const Model& m) { return without_gil([&] { return read_bandwidth(m.context().pool); }); })
         .def_property_readonly("threads", [](const Model& m) { return m.context().pool.threads(); })
         .def_property_readonly("kernels", [](const Model& m) { return m.context().kernels.name; });
     bind_codec(model);

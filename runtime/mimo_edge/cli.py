@@ -143,6 +143,19 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     inspect.add_argument("bundle", metavar="BUNDLE", nargs="?", help="default: the demo bundle in the package")
     inspect.add_argument("--check", action="store_true", help="verify the sha256 of every file, however large")
     inspect.add_argument("--json", action="store_true", help="print bundle.json")
+    bench = add.command(
+        "bench", commands.bench, "Measure where the time goes, beside the bandwidth of memory.",
+        "bench\nbench --bundle bundle --context 2048\nbench --shape 7b --recipe edge --compare",
+    )  # fmt: skip
+    bench.add_argument("--bundle", metavar="DIR", help="what to measure (default: the demo bundle in the package)")
+    bench.add_argument("--shape", choices=("7b", "small"), help="measure random weights of this shape instead")
+    bench.add_argument("--recipe", default="edge", metavar="NAME", help="how they are stored: bf16, or a recipe")
+    bench.add_argument("--keep", type=Path, metavar="DIR", help="leave them there, and use them if they are there")
+    bench.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
+    bench.add_argument("--context", type=_positive, default=256, metavar="N", help="positions read before decoding")
+    bench.add_argument("--compare", action="store_true", help="time other runtimes on the same shape (onnxruntime)")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+
 
 
 def _add_graphs(add: _Adder, words: list[str]) -> None:

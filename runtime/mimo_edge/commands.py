@@ -57,6 +57,13 @@ def verify(arguments: argparse.Namespace) -> int:
     return run_verify(arguments)
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    """Measure the speed of the stages."""
+    from mimo_edge.bench import run_bench  # needs nothing at run time of the other commands
+
+    return run_bench(arguments)
+
+
 def inspect(arguments: argparse.Namespace) -> int:
     """Print what a bundle holds; opening it has checked it."""
     path = Path(arguments.bundle) if arguments.bundle else mimo_edge.demo_bundle()

@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/bandwidth.h"
 #include "kernels/ops.h"
 
 using namespace mimo;
@@ -46,22 +47,6 @@ double best_of(int runs, Body body) {
     return best;
 }
 
-using Words = uint64_t __attribute__((vector_size(64)));
-
-// Sums all of [0, n) on the pool: what the memory can deliver.
-double read_seconds(const Pool& pool, const uint8_t* data, size_t n) {
-    return best_of(5, [&] {
-        pool.run(static_cast<int64_t>(n / 4096), 1, [&](int64_t first, int64_t last) {
-            Words sums[8] = {};
-            for (const auto* p = reinterpret_cast<const Words*>(data + first * 4096);
-                 p < reinterpret_cast<const Words*>(data + last * 4096); p += 8) {
-                for (int i = 0; i < 8; ++i) sums[i] += p[i];
-            }
-            for (const auto& sum : sums) asm volatile("" ::"x"(sum[0]));
-        });
-    });
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -71,8 +56,7 @@ int main(int argc, char** argv) {
     constexpr size_t kBytes = size_t{512} << 20;  // far beyond the caches
     const uint8_t* data = random_bytes(kBytes);
     const uint8_t* scales = random_bytes(size_t{64} << 20);
-    std::printf("%s, %d threads\nread %.1f GB/s\n", kernels.name, pool.threads(),
-                kBytes / read_seconds(pool, data, kBytes) / 1e9);
+    std::printf("%s, %d threads\nread %.1f GB/s\n", kernels.name, pool.threads(), read_bandwidth(pool) / 1e9);
     struct Shape {
         int64_t n, k;
     };

@@ -95,13 +95,14 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
     }
 }
 
-// All rows of x against B blocks, C rows at a time and the rest in halves.
+// All rows of x against B blocks, C rows at a time, what is left in smaller tiles.
 template <DType type, int planes, int B, int C>
 void rows_of_tiles(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, const float* bias, float* y,
                    int64_t y_stride) {
     for (; row + C <= x.rows; row += C) tile<type, planes, B, C>(x, row, w, block, bias, y, y_stride);
     if constexpr (C > 1) {
-        if (row < x.rows) rows_of_tiles<type, planes, B, C / 2>(x, row, w, block, bias, y, y_stride);
+        constexpr int next = C > 4 ? 4 : C / 2;
+        if (row < x.rows) rows_of_tiles<type, planes, B, next>(x, row, w, block, bias, y, y_stride);
     }
 }
 

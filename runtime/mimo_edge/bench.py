@@ -1,0 +1,249 @@
+"""`mimo-edge bench`: where the time of a bundle goes on this machine, beside what its memory can deliver.
+
+A step of the backbone or of the patch decoder reads each of its weights once, so its limit is the bandwidth of memory.
+That is measured around every stage, in the same seconds, and the time is given as a share of it.
+
+    steady speech        a backbone position, text scores, a patch (11 local steps), its sound: per 160 ms
+    interleaved opening  5 text tokens for every 5 patches: one more position and its text scores per 160 ms
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimo_edge import _core
+from mimo_edge.progress import ProgressBar
+
+RUNS = 7  # of a decoding stage; the median counts
+SOUND_SECONDS = 8  # of the codec's offline stages
+SPEECH = _core.Sampling(True, 0.9, 0, 0.95)  # as every task draws codes
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One measured stage. read_bytes: weights and cached positions that it must read, 0 where arithmetic is the limit;
+    bandwidth: bytes a second that this machine read around it."""
+
+    name: str
+    seconds: float
+    read_bytes: int
+    bandwidth: float
+
+    @property
+    def share(self) -> float:
+        """The part of the read bandwidth that the stage reaches."""
+        return self.read_bytes / self.seconds / self.bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was measured. rates: real-time factors, positions a second, seconds to the first sound."""
+
+    bundle: str
+    kernels: str
+    threads: int
+    context: int
+    open_seconds: float
+    stages: dict[str, Stage]
+    rates: dict[str, float]
+    resident_bytes: int
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """The sub-command."""
+    with _folder(arguments) as folder:
+        report = measure(Path(folder), arguments.threads, arguments.context)
+        rivals: dict[str, float] = {}
+        if arguments.compare:
+            rivals = importlib.import_module("mimo_edge.bench_rivals").measure_rivals(Path(folder), report.threads)
+    if arguments.json:
+        print(json.dumps(asdict(report) | {"rivals": rivals}))
+        return 0
+    _print(report)
+    for name, seconds in rivals.items():
+        print(f"{name:<44}{1000 * seconds:9.2f} ms")
+    return 0
+
+
+def _folder(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
+    """The bundle to measure: the one named, or one of random weights, which is kept only where the user says."""
+    if arguments.shape is None:
+        import mimo_edge
+
+        return nullcontext(arguments.bundle or mimo_edge.demo_bundle())
+    if arguments.keep is None:
+        temporary = tempfile.TemporaryDirectory(prefix="mimo-edge-bench-")
+        _make(arguments, Path(temporary.name))
+        return temporary
+    if not (arguments.keep / "bundle.json").exists():
+        _make(arguments, arguments.keep)
+    return nullcontext(arguments.keep)
+
+
+def _make(arguments: argparse.Namespace, folder: Path) -> None:
+    """Write random weights; the rooms that know how are a workstation's, opened only here."""
+    with ProgressBar(None, "GB", "writing random weights") as bar:
+        last = 0.0
+
+        def progress(done: float, total: float, name: str) -> None:
+            nonlocal last
+            bar.total = total / 1e9
+            bar.update((done - last) / 1e9)
+            last = done
+
+        if arguments.recipe == "bf16":
+            source = importlib.import_module("mimo_edge.export.random_checkpoint").RandomCheckpoint(arguments.shape)
+            importlib.import_module("mimo_edge.export.bundle_writer").write_bundle(source, folder, progress=progress)
+            return
+        recipe = importlib.import_module("mimo_edge.quantize.recipe").Recipe.read(arguments.recipe)
+        maker = importlib.import_module("mimo_edge.quantize.random_bundle")
+        maker.write_random_bundle(arguments.shape, recipe, folder, progress=progress)
+
+
+def measure(folder: Path, threads: int, context: int) -> Report:
+    """Open the bundle `folder` and time its stages. context: positions read before decoding is timed.
+
+    Raises BundleError as opening does, InputError if the context is longer than the model's.
+    """
+    with ProgressBar(None, "", "measuring"):
+        start = time.perf_counter()
+        model = _core.Model.open(str(folder), threads)
+        opened = time.perf_counter() - start
+        return _Bench(model, folder, context).report(opened)
+
+
+class _Bench:
+    """One opened model and the stages that were timed so far."""
+
+    def __init__(self, model: _core.Model, folder: Path, context: int) -> None:
+        self._model, self._folder, self._context = model, folder, context
+        self._lm = json.loads(model.config_json)["lm"]
+        self._codec = json.loads(model.config_json)["codec"]
+        self._sizes = _tensor_bytes(folder / "lm.safetensors")
+        self._stages: dict[str, Stage] = {}
+        self._resident = 0
+        self._random = np.random.default_rng(0)
+
+    def report(self, opened: float) -> Report:
+        self._language_model()
+        self._sound()
+        seconds = {name: stage.seconds for name, stage in self._stages.items()}
+        patch_seconds = self._patch_seconds()
+        steady = sum(seconds[name] for name in ("backbone step", "text head", "patch decoder", "sound of a patch"))
+        more = seconds["backbone step"] + seconds["text head"]
+        first = sum(seconds[name] for name in ("text head", "patch decoder", "first sound"))
+        rates = {
+            "prefill, positions a second": self._context / seconds["prefill"],
+            "RTF, steady speech": steady / patch_seconds,
+            "RTF, interleaved opening": (steady + more) / patch_seconds,
+            "RTF, codec encoder": seconds["codec encoder"] / SOUND_SECONDS,
+            "RTF, codec decoder": seconds["codec decoder"] / SOUND_SECONDS,
+            "first sound after the prompt, s": first,
+        }
+        name = str(json.loads(self._model.config_json)["name"])
+        return Report(
+            name, self._model.kernels, self._model.threads, self._context, opened, self._stages, rates, self._resident
+        )
+
+    def _patch_seconds(self) -> float:
+        c = self._codec
+        frame = c["hop_length"] * c["stride_size"] * c["avg_pooler"] / c["sampling_rate"]
+        return float(self._lm["group_size"] * frame)
+
+    def _language_model(self) -> None:
+        lm, model = self._lm, self._model
+        group, levels = lm["group_size"], lm["audio_channels"]
+        text = model.tokenize("a" * 4)[:1]
+        prompt = np.tile(model.prompt_text(model.detokenize(text)), (1, self._context))[:, : self._context * group]
+        state = _core.State(model, context=min(self._context + 64, lm["max_position_embeddings"]))
+        self._time("prefill", lambda: state.prefill(prompt), runs=1)
+        patch = np.stack([self._random.integers(0, size - 1, group) for size in lm["speech_vocab_size"]])
+        position = model.prompt_audio(patch.astype(np.int32), False)
+        cached = lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * 2 * 4 * self._context
+
+        def step() -> None:
+            state.rewind(self._context)
+            state.prefill(position)
+
+        backbone = self._bytes(r"model\.(layers|norm)\.") + self._bytes(r"input_local_transformer|speech_group_down")
+        self._time("backbone step", step, backbone + cached)
+        head = "model.embed_tokens" if lm["tie_word_embeddings"] else "lm_head"
+        self._time("text head", state.text_logits, self._bytes(re.escape(head) + r"\."))
+        local = self._bytes(r"local_transformer\.|speech_embeddings_to_local") * (group + max(lm["delay_pattern"]))
+        heads = sum(self._bytes(rf"local_transformer_lm_heads\.{k}\.") for k in range(levels)) * group
+        local += heads + self._bytes("hidden_states_downcast")
+        self._time("patch decoder", lambda: state.decode_patch(SPEECH), local)
+
+    def _sound(self) -> None:
+        model, group = self._model, self._lm["group_size"]
+        sizes = self._codec["codebook_size"][: self._lm["audio_channels"]]
+        codes = np.stack([self._random.integers(0, size, group) for size in sizes]).astype(np.int32)
+        stream = _core.DecoderStream(model)
+        for _ in range(12):  # the stream holds back what it looks ahead
+            stream.push(codes, False)
+        self._time("sound of a patch", lambda: stream.push(codes, False))
+        self._time("first sound", lambda: _core.DecoderStream(model).push(codes, True), runs=3)
+        rate = self._codec["sampling_rate"]
+        wave = self._random.normal(scale=0.1, size=rate * SOUND_SECONDS).astype(np.float32)
+        heard = self._time("codec encoder", lambda: model.encode(wave), runs=2)
+        self._time("codec decoder", lambda: model.decode(heard), runs=2)
+
+    def _bytes(self, pattern: str) -> int:
+        return sum(size for name, size in self._sizes.items() if re.match(pattern, name))
+
+    def _time(self, name: str, run: Callable[[], Any], read_bytes: int = 0, runs: int = RUNS) -> Any:
+        before = self._model.read_bandwidth()
+        times = []
+        if runs > 1:
+            run()  # touches its weights
+        for _ in range(runs):
+            start = time.perf_counter()
+            result = run()
+            times.append(time.perf_counter() - start)
+        self._resident = max(self._resident, _resident_bytes())
+        bandwidth = (before + self._model.read_bandwidth()) / 2
+        self._stages[name] = Stage(name, statistics.median(times), read_bytes, bandwidth)
+        return result
+
+
+def _tensor_bytes(path: Path) -> dict[str, int]:
+    """Sizes of the tensors of a safetensors file, from its header."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: end - begin for name, (begin, end) in spans.items()}
+
+
+def _resident_bytes() -> int:
+    """What this process holds in memory now, mapped weights included (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _print(report: Report) -> None:
+    print(f"{report.bundle}: {report.kernels} on {report.threads} threads, {report.context} positions read before")
+    print(f"{'stage':<20}{'ms':>10}{'MB':>9}{'GB/s':>8}{'read':>8}{'share':>8}")
+    for stage in report.stages.values():
+        line = f"{stage.name:<20}{1000 * stage.seconds:10.2f}"
+        if stage.read_bytes:
+            speed = stage.read_bytes / stage.seconds
+            line += f"{stage.read_bytes / 1e6:9.1f}{speed / 1e9:8.1f}{stage.bandwidth / 1e9:8.1f}{stage.share:8.0%}"
+        print(line)
+    for name, value in report.rates.items():
+        print(f"{name:<32}{value:10.3f}")
+    print(f"{'opened in, s':<32}{report.open_seconds:10.3f}")
+    print(f"{'resident, GB':<32}{report.resident_bytes / 1e9:10.3f}")
