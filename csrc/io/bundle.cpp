@@ -1,6 +1,9 @@
 #include "io/bundle.h"
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 #include "io/json.h"
@@ -63,12 +66,42 @@ Matrix Weights::matrix(const std::string& name, const std::vector<int64_t>& shap
     const int64_t rows = product(shape.begin(), border), cols = product(border, shape.end());
     const DType type = file_->get(prefix_ + name).type;
     if (type == DType::i8 || type == DType::i4) return packed(name, rows, cols);
+    if (type == DType::f8_e4m3) return expanded(name, rows, cols);
     if (type != DType::f32 && type != DType::bf16) {
-        throw BundleError(message("bundle: expected F32, BF16, I8 or U8 for ", prefix_ + name, ", got ", name_of(type),
-                                  "; the native core does not read it"));
+        throw BundleError(message("bundle: expected F32, BF16, I8, U8 or F8_E4M3 for ", prefix_ + name, ", got ",
+                                  name_of(type), "; the native core does not read it"));
     }
     const auto& tensor = file_->get(prefix_ + name, shape);
     return {.data = tensor.data, .rows = rows, .cols = cols, .type = type, .name = tensor.name};
+}
+
+// E4M3 weights are for GPUs; here they become floats when the bundle is opened, so that what they mean can be heard.
+// Layout and scales as for int8, the bytes being sign, 4 bits of exponent (bias 7), 3 of mantissa.
+Matrix Weights::expanded(const std::string& name, int64_t rows, int64_t cols) const {
+    constexpr int64_t kRows = 16, kBytes = 4;
+    const std::string full = prefix_ + name;
+    const int64_t blocks = (rows + kRows - 1) / kRows, chunks = (cols + kBytes - 1) / kBytes;
+    const auto& tensor = file_->get(full, {blocks, chunks, kRows, kBytes});
+    const auto& scales = file_->get(full + "_scale", {blocks, 1, kRows});
+    if (scales.type != DType::f32)
+        throw BundleError(message("bundle: expected F32 for ", full, "_scale, got ", name_of(scales.type)));
+    float table[256];
+    for (int code = 0; code < 256; ++code) {
+        const int exponent = code >> 3 & 15, mantissa = code & 7;
+        const int whole = exponent == 0 ? mantissa : 8 + mantissa;
+        const float size = std::ldexp(static_cast<float>(whole), std::max(exponent, 1) - 10);
+        table[code] = (code & 0x7F) == 0x7F ? std::numeric_limits<float>::quiet_NaN() : code & 0x80 ? -size : size;
+    }
+    const auto* scale = reinterpret_cast<const float*>(scales.data);
+    std::vector<float> values(static_cast<size_t>(rows * cols));
+    for (int64_t n = 0; n < rows; ++n) {
+        for (int64_t k = 0; k < cols; ++k) {
+            const int64_t at = ((n / kRows * chunks + k / kBytes) * kRows + n % kRows) * kBytes + k % kBytes;
+            values[static_cast<size_t>(n * cols + k)] = table[tensor.data[at]] * scale[n];
+        }
+    }
+    return {
+        .data = file_->keep(std::move(values)), .rows = rows, .cols = cols, .type = DType::f32, .name = tensor.name};
 }
 
 // The layout is that of kernels/packed.h: blocks of 16 rows, 4 bytes of a row side by side.

@@ -31,6 +31,7 @@ public:
     Vector vector(const std::string& name, int64_t size) const;
 
 private:
+    Matrix expanded(const std::string& name, int64_t rows, int64_t cols) const;
     Matrix packed(const std::string& name, int64_t rows, int64_t cols) const;
 
     const Safetensors* file_;

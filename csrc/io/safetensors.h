@@ -2,6 +2,7 @@
 // Format: https://github.com/huggingface/safetensors
 #pragma once
 
+#include <deque>
 #include <map>
 #include <string>
 #include <vector>
@@ -31,6 +32,9 @@ public:
     const Tensor& get(const std::string& name, const std::vector<int64_t>& shape) const;
     const Tensor& get(const std::string& name) const;  // whatever its shape; does not mark it
 
+    // Keeps computed values as long as the file is open.
+    const float* keep(std::vector<float> values) const { return kept_.emplace_back(std::move(values)).data(); }
+
     // Names never asked for; a bundle that holds some belongs to another configuration.
     std::vector<std::string> unused() const;
 
@@ -38,6 +42,7 @@ private:
     MappedFile file_;
     std::string name_;
     std::map<std::string, Tensor> tensors_;
+    mutable std::deque<std::vector<float>> kept_;
 };
 
 }  // namespace mimo
