@@ -115,7 +115,8 @@ def unpack_int4(packed: Array, shape: tuple[int, int]) -> NDArray[np.int8]:
     """The inverse of `pack_int4`: int8 [N, K]."""
     both = np.stack([packed & 15, packed >> 4], axis=3)  # [N/16, K/8, 16, half, 4]
     q = both.transpose(0, 2, 1, 3, 4).reshape(packed.shape[0] * ROWS, -1)[: shape[0], : shape[1]]
-    return q.astype(np.int8) - np.int8(8)
+    signed: NDArray[np.int8] = q.astype(np.int8) - np.int8(8)
+    return signed
 
 
 def _rows(packed: Array) -> Array:

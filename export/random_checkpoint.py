@@ -181,6 +181,12 @@ class RandomCheckpoint:
         return self.lm_tensors[name] if name in self.lm_tensors else self.codec_tensors[name]
 
 
+def released_config() -> dict[str, Any]:
+    """The sizes of the released 7B and its codec, as bundle.json holds them."""
+    configs = _configs("7b")
+    return {"lm": read_lm_config(configs["lm"])[0].as_json(), "codec": read_codec_config(configs["codec"])[0].as_json()}
+
+
 def _configs(shape: str | Path | Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
     if isinstance(shape, Mapping):
         return shape

@@ -84,7 +84,7 @@ def quantize(
     if "quantization" in bundle.config:
         raise input_error(f"quantize: {bundle.path}: expected a bundle in floats, got one quantised by recipe "
                           f"{bundle.config['quantization']['recipe']}; quantize the original")  # fmt: skip
-    out = out.resolve()
+    out, recipe = out.resolve(), recipe.of_model(bundle.config)
     check_target(out, "bundle.json", "bundle", overwrite, _failure)
     plans = {name: Plan.of(part, recipe) for name, part in bundle.parts.items()}
     if not any(plan.packed for plan in plans.values()):
@@ -127,16 +127,6 @@ def amend(out: Path, facts: dict[str, Any]) -> None:
     partial = out / f".bundle.json.{os.getpid()}"
     write_file(partial, as_json(config))
     partial.replace(out / "bundle.json")
-
-
-def sizes(bundle: Bundle, recipe: Recipe) -> dict[str, int]:
-    """Bytes of every tensor (with its scales) as `recipe` stores them; nothing is read but headers."""
-    out: dict[str, int] = {}
-    for part in bundle.parts.values():
-        for name, kind, shape in Plan.of(part, recipe).header(recipe.group):
-            key = name.removesuffix("_scale")
-            out[key] = out.get(key, 0) + nbytes_of(kind, shape)
-    return out
 
 
 def _fill(plan: Plan, recipe: Recipe, moments: Moments, writer: SafetensorsWriter, counter: Counter) -> None:

@@ -6,13 +6,15 @@
 
 The first rule whose pattern (shell wildcards) fits a tensor's name decides; what no rule names stays as it is, and so
 do vectors, codebooks and transposed convolutions. weights: int8, int4, fp8 or float. activations: bits of the inputs of
-that matrix on the CPU, 16 (default) or 8. method: gptq corrects rounding by what calibration heard; rtn only rounds.
+that matrix on the CPU, 16 (default) or 8. ".layers.first." and ".layers.last." name the outer layers of a stack of
+whatever depth, in the backbone ("model."). method: gptq corrects rounding by what calibration heard; rtn only rounds.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -64,6 +66,17 @@ class Recipe:
         if stays_f32(name, shape) or is_transposed_conv(name):
             return FLOAT
         return next((rule for rule in self.rules if fnmatchcase(name, rule.tensors)), FLOAT)
+
+    def of_model(self, config: Mapping[str, Any]) -> Recipe:
+        """The same recipe with first and last replaced by the numbers of the layers. config: bundle.json."""
+        last = config["lm"]["num_hidden_layers"] - 1
+
+        def bound(pattern: str) -> str:
+            return pattern.replace("model.layers.first.", "model.layers.0.").replace(
+                "model.layers.last.", f"model.layers.{last}."
+            )
+
+        return replace(self, rules=tuple(replace(rule, tensors=bound(rule.tensors)) for rule in self.rules))
 
     @staticmethod
     def read(name: str) -> Recipe:

@@ -120,7 +120,7 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     )  # fmt: skip
     if words[:1] == ["build"]:  # export is a room of its own, opened only on demand
         importlib.import_module("mimo_edge.export.cli").add_build_arguments(build)
-    _add_graphs(add, words)
+    _add_workshops(add, words)
     verify = add.command(
         "verify", commands.verify, "Compare every stage with golden arrays of the reference.",
         "verify ../shared/goldens/pairA\nverify tests/goldens --json",
@@ -158,23 +158,31 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
 
 
 
-def _add_graphs(add: _Adder, words: list[str]) -> None:
-    """Commands of a workstation with torch: they live in export, and its arguments are read when one is called."""
-    for name, about, examples, part in (
+def _add_workshops(add: _Adder, words: list[str]) -> None:
+    """Commands of a workstation: they live in export and quantize, and arguments are read when one is called."""
+    for name, about, examples, room, part in (
+        ("quantize", "Make a bundle smaller, and measure what it cost.",
+         "quantize bundle --recipe edge -o small\nquantize bundle --recipe mine.json --calibrate *.wav -o small",
+         "quantize.cli", "quantize"),
+        ("evaluate", "Measure what a bundle can still do, beside its original.",
+         "evaluate small --against bundle\nevaluate small --against bundle --sensitivity --json report.json",
+         "quantize.cli", "evaluate"),
+        ("plan", "Say whether a model fits a device, and how fast it may be.",
+         "plan --device orin-nx-16 --recipe edge --context 2048\nplan --device this", "quantize.cli", "plan"),
         ("export-onnx", "Trace every stage to ONNX, for ONNX Runtime and TensorRT.", "export-onnx bundle -o graphs",
-         "export"),
+         "export.onnx.cli", "export"),
         ("verify-onnx", "Compare exported graphs with the spec and goldens.",
-         "verify-onnx graphs --bundle bundle --goldens tests/goldens", "verify"),
+         "verify-onnx graphs --bundle bundle --goldens tests/goldens", "export.onnx.cli", "verify"),
         ("build-engine", "Compile exported graphs with TensorRT, without a GPU.",
-         "build-engine graphs -o engines --target sm86", "engine"),
+         "build-engine graphs -o engines --target sm86", "export.onnx.cli", "engine"),
     ):  # fmt: skip
-        command = add.command(name, functools.partial(_graphs, part), about, examples)
+        command = add.command(name, functools.partial(_workshop, room, part), about, examples)
         if words[:1] == [name]:
-            getattr(importlib.import_module("mimo_edge.export.onnx.cli"), f"add_{part}_arguments")(command)
+            getattr(importlib.import_module(f"mimo_edge.{room}"), f"add_{part}_arguments")(command)
 
 
-def _graphs(part: str, arguments: argparse.Namespace) -> int:
-    return int(getattr(importlib.import_module("mimo_edge.export.onnx.cli"), f"run_{part}")(arguments))
+def _workshop(room: str, part: str, arguments: argparse.Namespace) -> int:
+    return int(getattr(importlib.import_module(f"mimo_edge.{room}"), f"run_{part}")(arguments))
 
 
 def _add_writing(add: _Adder) -> None:

@@ -14,7 +14,10 @@ from mimo_edge.audio import replace_file
 
 
 class Dump:
-    """A tap that writes each stage it sees, not the inputs of single layers. folder is made if absent and has to be empty."""
+    """A tap that writes each stage it sees, not the inputs of single layers.
+
+    folder is made if absent and has to be empty.
+    """
 
     def __init__(self, folder: Path) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

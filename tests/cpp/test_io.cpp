@@ -1,6 +1,8 @@
 // The bundle's files: hashes, safetensors, and what is said of damaged ones.
 #include <unistd.h>
 
+#include <cmath>
+#include <cstring>
 #include <fstream>
 
 #include "check.h"
@@ -81,8 +83,33 @@ TEST(packed_tensors_are_checked) {
     CHECK_THROWS(weights.matrix("a", {33, 8}), BundleError, "expected shape [3, 2, 16, 4] for a, got [2, 2, 16, 4]");
     CHECK_THROWS(weights.matrix("b", {16, 65}), BundleError, "expected shape [1, 9, 16, 4] for b");
     CHECK_THROWS(weights.matrix("c", {16, 4}), BundleError, "expected F32 for c_scale, got F16");
-    CHECK_THROWS(weights.matrix("d", {16, 4}), BundleError, "F8_E4M3");
-    CHECK(file.unused() == std::vector<std::string>{"d"});
+    CHECK_THROWS(weights.matrix("d", {16, 4}), BundleError, "expected tensor d_scale");
+    CHECK(file.unused() == std::vector<std::string>{});
+}
+
+TEST(e4m3_weights_become_the_floats_they_mean) {
+    const TemporaryFolder folder;
+    const std::string header = R"({"a":{"dtype":"F8_E4M3","shape":[2,2,16,4],"data_offsets":[0,256]},)"
+                               R"("a_scale":{"dtype":"F32","shape":[2,1,16],"data_offsets":[256,384]}})";
+    std::string bytes = safetensors(header, 384);
+    const size_t data = bytes.size() - 384;
+    for (int code = 0; code < 256; ++code) bytes[data + static_cast<size_t>(code)] = static_cast<char>(code);
+    for (int row = 0; row < 32; ++row) {
+        const float scale = row == 0 ? 0.5f : 2.0f;
+        std::memcpy(bytes.data() + data + 256 + static_cast<size_t>(row) * 4, &scale, 4);
+    }
+    const Safetensors file(folder.write("w", bytes));
+    const Matrix a = Weights(file).matrix("a", {17, 8});
+    const auto* values = static_cast<const float*>(a.data);
+    CHECK(a.rows == 17 && a.cols == 8 && a.type == DType::f32);
+    CHECK(values[0] == 0 && values[1] == 0.5f / 512);                     // codes 0 and 1: zero, the least subnormal
+    CHECK(values[8] == 2 * 4.0f / 512);                                   // row 1 begins with code 4
+    CHECK(values[3 * 8] == 2 * 12.0f / 512);                              // row 3: 0x0C = 2^-6 * 1.5
+    CHECK(values[14 * 8] == 2 * 1.0f);                                    // row 14: 0x38 = 1
+    CHECK(values[15 * 8 + 6] == 2 * std::ldexp(1.75f, 8));                // row 15, second chunk, byte 2: 0x7E = 448
+    CHECK(std::isnan(values[15 * 8 + 7]));                                // 0x7F
+    CHECK(values[16 * 8] == -0.0f && values[16 * 8 + 1] == -2.0f / 512);  // row 16: 0x80, 0x81
+    CHECK(file.unused().empty());
 }
 
 TEST(safetensors_refuses_damage) {
