@@ -248,4 +248,4 @@ def cases(stage: str, goldens: bool) -> list[Case]:
 
 def facts_of(entry: dict[str, Any], case: Case) -> str:
     """What a report is called: stage, flavour, case."""
-    return f"{entry['stage']} opset{entry['opset']} {case.__name__.removeprefix(entry['stage'] + '_')}"
+    return f"{entry['stage']} {entry['flavour']} {case.__name__.removeprefix(entry['stage'] + '_')}"

@@ -14,16 +14,15 @@ if TYPE_CHECKING:
     from mimo_edge.progress import ProgressBar
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir")
-FLAVOURS = {"opset24": (24,), "opset21": (21,), "both": (24, 21)}
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `mimo-edge export-onnx`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder made by mimo-edge build")
-    parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder to write")
+    parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="folder to write (default: BUNDLE/onnx)")
     parser.add_argument(
-        "--flavour", choices=tuple(FLAVOURS), default="both", help="opset24: TensorRT 10.15 and later, ONNX Runtime; "
-        "opset21: TensorRT 10.3 (default: both, which share their weights)",
+        "--flavour", action="append", default=[], metavar="NAME", help="opset24: TensorRT 10.15 and later, ONNX "
+        "Runtime; opset21: TensorRT 10.3; cpu: for ONNX Runtime's CPU provider (default: all; they share weights)",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=("f32", "f16", "bf16"), default="f32", help="of weights and caches")
     parser.add_argument("--stage", metavar="NAME", action="append", default=[], help="only this one; may be repeated")
@@ -34,9 +33,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 def run_export(args: argparse.Namespace) -> int:
     """Export the graphs the arguments ask for, print a line a graph. Returns the exit status."""
     _need(NEEDED, "export-onnx")
+    from mimo_edge.export.onnx.ops import FLAVOURS
     from mimo_edge.export.onnx.writer import export_onnx
     from mimo_edge.progress import ProgressBar
 
+    out = args.out or args.bundle / "onnx"
     with ProgressBar(1, "files", "export-onnx") as bar:
 
         def progress(done: float, total: float, name: str) -> None:
@@ -44,14 +45,14 @@ def run_export(args: argparse.Namespace) -> int:
             bar.update(done - bar.done)
 
         described = export_onnx(
-            args.bundle, args.out, flavours=FLAVOURS[args.flavour], dtype=args.dtype, only=args.stage,
+            args.bundle, out, flavours=args.flavour or tuple(FLAVOURS), dtype=args.dtype, only=args.stage,
             overwrite=args.overwrite, progress=progress,
         )  # fmt: skip
     if args.json:
         print(json.dumps(described, indent=1, ensure_ascii=False))
         return 0
     for graph in described["graphs"]:
-        print(f"{args.out / graph['file']}: weights {graph['weights']['bytes']:,} bytes, {described['dtype']}")
+        print(f"{out / graph['file']}: weights {graph['weights']['bytes']:,} bytes, {described['dtype']}")
     return 0
 
 
@@ -88,10 +89,14 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `mimo-edge build-engine`."""
-    parser.add_argument("graphs", metavar="DIR", type=Path, help="folder made by mimo-edge export-onnx --dtype f16")
-    parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the engines")
-    parser.add_argument("--target", metavar="smNN", required=True, help="compute capability: sm86, sm89, sm120 ...")
+    parser.add_argument(
+        "source", metavar="BUNDLE", type=Path, help="of mimo-edge build, exported first if need be; or of export-onnx"
+    )
+    parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="for the engines (default: BUNDLE/engines)")
+    parser.add_argument("--target", metavar="smNN", action="append", required=True,
+                        help="compute capability: sm86, sm89, sm120 ...; may be repeated")  # fmt: skip
     parser.add_argument("--flavour", choices=("opset24", "opset21"), default="opset24", help="opset21: TensorRT 10.3")
+    parser.add_argument("--dtype", choices=("f16", "bf16"), default="f16", help="of weights and caches, if exported")
     parser.add_argument("--stage", metavar="NAME", action="append", default=[], help="only this one; may be repeated")
     parser.add_argument("--capacity", type=int, default=8192, metavar="N", help="positions of a conversation")
 
@@ -99,31 +104,59 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def run_engine(args: argparse.Namespace) -> int:
     """Build the engines the arguments ask for, print a line an engine. Returns the exit status."""
     _need(("onnx",), "build-engine")
+    from mimo_edge.engines import load_tensorrt
     from mimo_edge.export.onnx.trt import build_engine
-    from mimo_edge.export.onnx.writer import read_export
     from mimo_edge.export.safetensors_io import input_error
+    from mimo_edge.graphs import read_export
     from mimo_edge.progress import ProgressBar
 
-    sm, described = args.target.removeprefix("sm"), read_export(args.graphs)
-    if not sm.isdigit():
-        raise input_error(f"build-engine: --target: expected sm86, sm89, sm120 or alike, got {args.target!r}")
+    targets = [target.removeprefix("sm") for target in args.target]
+    if wrong := [target for target in targets if not target.isdigit()]:
+        raise input_error(f"build-engine: --target: expected sm86, sm89, sm120 or alike, got {wrong[0]!r}")
+    load_tensorrt()  # before anything is exported
+    out = args.out or args.source / "engines"
+    graphs = _graphs_for_engines(args, out)
+    described = read_export(graphs)
     chosen = [
         graph
         for graph in described["graphs"]
-        if f"opset{graph['opset']}" == args.flavour and (not args.stage or graph["stage"] in args.stage)
+        if graph["flavour"] == args.flavour and (not args.stage or graph["stage"] in args.stage)
     ]
     if not chosen:
-        raise input_error(
-            f"build-engine: {args.graphs}: expected graphs of {args.flavour}, got none; export them first"
-        )
-    for graph in chosen:
-        with ProgressBar(None, "steps", f"build-engine {graph['stage']}") as bar:
-            engine = build_engine(
-                args.graphs, graph, described, int(sm), args.out, capacity=args.capacity,
-                progress=functools.partial(_phase, bar),
-            )  # fmt: skip
-        print(f"{engine.path}: {engine.size:,} bytes, {described['dtype']}, {engine.identity['tensorrt']['version']}")
+        raise input_error(f"build-engine: {graphs}: expected graphs of {args.flavour}, got none; export them first")
+    for target in targets:
+        for graph in chosen:
+            with ProgressBar(None, "steps", f"build-engine {graph['stage']} sm{target}") as bar:
+                engine = build_engine(
+                    graphs, graph, described, int(target), out, capacity=args.capacity,
+                    progress=functools.partial(_phase, bar),
+                )  # fmt: skip
+            version = engine.identity["tensorrt"]["version"]
+            print(f"{engine.path}: {engine.size:,} bytes, {described['dtype']}, {version}")
     return 0
+
+
+def _graphs_for_engines(args: argparse.Namespace, out: Path) -> Path:
+    """The folder of graphs to compile: the one given, or one of the bundle given, exported now if there is none yet."""
+    from mimo_edge.graphs import STAGES, bundle_sha256, read_export
+
+    if (args.source / "export.json").is_file():
+        return Path(args.source)
+    identity = bundle_sha256(args.source)
+    for folder in (args.source / "onnx", out / "onnx"):
+        if (folder / "export.json").is_file():
+            described = read_export(folder)
+            made = {graph["stage"] for graph in described["graphs"] if graph["flavour"] == args.flavour}
+            wanted = set(args.stage or STAGES)
+            if described["bundle"]["sha256"] == identity and described["dtype"] == args.dtype and wanted <= made:
+                return Path(folder)
+    words = [str(args.source), "-o", str(out / "onnx"), "--flavour", args.flavour, "--dtype", args.dtype, "--overwrite"]
+    for stage in args.stage:
+        words += ["--stage", stage]
+    parser = argparse.ArgumentParser()
+    add_export_arguments(parser)
+    run_export(parser.parse_args(words))
+    return Path(out / "onnx")
 
 
 def _phase(bar: ProgressBar, _phase: str, done: int, _steps: int) -> None:

@@ -42,7 +42,9 @@ class Graph:
         wide = filled if attended is None else attended
         ahead = np.arange(wide)[None, :] - np.arange(self.length, filled)[:, None]
         mask = np.where(ahead <= 0, 0.0, UNSEEN)[None, None]
-        outputs = self(**inputs, length=np.array([self.length]), mask=mask)
+        if "mask" in self.entry["inputs"]:
+            inputs["mask"] = mask
+        outputs = self(**inputs, length=np.array([self.length]))
         self.length = filled
         return outputs
 

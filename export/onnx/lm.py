@@ -7,7 +7,7 @@
 The same backbone graph prefills (P > 1) and decodes (P = 1). A cache is [1, kv heads, capacity, head_dim], rotated keys
 or values; `length` int64 [1] says how many of its positions are filled, `mask` [1, 1, P, M] which of the first M each
 new position sees (0, or UNSEEN to be added). M >= length + P: attention costs O(M), not O(capacity), and M may be
-rounded up so that shapes repeat.
+rounded up so that shapes repeat. The flavour "cpu" has no mask, and its caches may be wider (ops.py).
 """
 
 from __future__ import annotations
@@ -88,9 +88,11 @@ class LmGraph(nn.Module):
             q, k, v = (split_heads(w.linear(f"{name}.self_attn.{p}_proj", y), s.head_dim) for p in "qkv")
             q, k = ops.rotate(q, *rope), ops.rotate(k, *rope)
             if length is not None and mask is not None:
-                after += [ops.write(caches[2 * i], k, length), ops.write(caches[2 * i + 1], v, length)]
-                k, v = (cache[:, :, : mask.shape[3]] for cache in after[-2:])
-            x = x + w.linear(f"{name}.self_attn.o_proj", join_heads(ops.attention(q, k, v, mask)))
+                y, pair = ops.attend(q, k, v, caches[2 * i : 2 * i + 2], length, mask)
+                after += pair
+            else:
+                y = ops.attention(q, k, v, mask)
+            x = x + w.linear(f"{name}.self_attn.o_proj", join_heads(y))
             y = ops.rms_norm(x, w[f"{name}.post_attention_layernorm.weight"], s.eps)
             gate = F.silu(w.linear(f"{name}.mlp.gate_proj", y))
             x = x + w.linear(f"{name}.mlp.down_proj", gate * w.linear(f"{name}.mlp.up_proj", y))

@@ -1,10 +1,14 @@
-"""The few operations that the two flavours of export write differently; everything else is the spec's own.
+"""The few operations that the flavours of export write differently; everything else is the spec's own.
 
 | | opset 24 (TensorRT >= 10.15, ONNX Runtime) | opset 21 (TensorRT 10.3) |
 |---|---|---|
 | attention | Attention, grouped heads inside the op | MatMul, Softmax; query heads grouped by a reshape |
 | rotary embedding, RMS norm | RotaryEmbedding, RMSNormalization | the formulas of reference_ops.py |
 | cache | TensorScatter | ScatterND on rows |
+
+The third, "cpu", of stages with caches only, is opset 24 with ONNX Runtime's own GroupQueryAttention (CPU provider) in
+place of TensorScatter, mask and Attention: it costs O(positions filled), the standard one O(capacity). It asks for
+heads of a multiple of 8 values; narrower ones are filled with zeros, in the cache too.
 
 Masks are added to the scores: 0 = seen, UNSEEN = not. A boolean mask fails in TensorRT in deep graphs, and Attention's
 own nonpad_kv_seqlen is ignored there without a word, so neither is used.
@@ -22,15 +26,24 @@ from torch import Tensor
 from mimo_edge.export.reference_codec import window_mask
 from mimo_edge.export.reference_ops import rotate
 
-FLAVOURS = (24, 21)
+FLAVOURS = {"opset24": 24, "opset21": 21, "cpu": 24}  # names and their opsets
+HEAD_MULTIPLE = 8  # values of a head in GroupQueryAttention, onnxruntime 1.32
 UNSEEN = -30000.0  # exp of it is 0 in every precision, and a score added to it stays finite in float16
 
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """The operations of one flavour; opset 24 or 21."""
+    """The operations of one flavour (a name of FLAVOURS)."""
 
-    opset: int
+    flavour: str
+
+    @property
+    def opset(self) -> int:
+        return FLAVOURS[self.flavour]
+
+    def cache_width(self, head_dim: int) -> int:
+        """Values a position and head that a cache holds."""
+        return head_dim + (-head_dim % HEAD_MULTIPLE if self.flavour == "cpu" else 0)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., D] / sqrt(mean x^2 + eps) * weight [D]; the mean in float32."""
@@ -60,6 +73,32 @@ class Ops:
         if mask is not None:
             scores = (scores.reshape(batch, kv_heads, share, n, m) + mask[:, :, None]).reshape(scores.shape)
         return (scores.softmax(-1) @ v).reshape(batch, heads, n, width)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, caches: Sequence[Tensor], length: Tensor, mask: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Causal attention of new q [1, heads, n, hd] over caches of keys and values [1, kv heads, capacity, width],
+        which hold `length` positions before k and v [1, kv heads, n, hd] -> [1, heads, n, hd], the caches after.
+
+        mask [1, 1, n, m] says how much of the caches is looked at; the flavour "cpu" needs none.
+        """
+        if self.flavour != "cpu":
+            after = [self.write(cache, new, length) for cache, new in zip(caches, (k, v), strict=True)]
+            seen_k, seen_v = (cache[:, :, : mask.shape[3]] for cache in after)
+            return self.attention(q, seen_k, seen_v, mask), after
+        heads, n, width = q.shape[1:]
+        kv_heads, capacity, stored = caches[0].shape[1:]
+        packed = [F.pad(t, (0, stored - width)).transpose(1, 2).flatten(2) for t in (q, k, v)]
+        total = length + n
+        y, *after = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            [*packed, *caches, (total - 1).to(torch.int32), total[0].to(torch.int32)],
+            {"num_heads": heads, "kv_num_heads": kv_heads, "scale": width**-0.5},
+            dtypes=[q.dtype] * 3,
+            shapes=[(1, n, heads * stored), *[(1, kv_heads, capacity, stored)] * 2],
+            version=1,
+        )
+        return y.reshape(1, n, heads, stored)[..., :width].transpose(1, 2), after
 
     def write(self, cache: Tensor, new: Tensor, length: Tensor) -> Tensor:
         """cache [1, heads, capacity, hd] with new [1, heads, n, hd] at positions length..length+n-1; length int64 [1].

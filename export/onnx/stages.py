@@ -7,7 +7,7 @@ the export; the text of `about` goes into the graph's metadata.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -29,6 +29,7 @@ class Stage:
     """One graph to be made.
 
     caches: (before, after) names, which a runtime binds to the same buffers. limits: the most of a dynamic axis.
+    ignored: inputs of the module that the graph of this flavour lacks.
     """
 
     name: str
@@ -38,6 +39,19 @@ class Stage:
     outputs: dict[str, Port]
     caches: list[tuple[str, str]]
     limits: dict[str, int]
+    ignored: tuple[str, ...] = ()
+
+    def of(self, flavour: str) -> Stage:
+        """The stage as that flavour has it: see "cpu" in ops.py."""
+        if flavour != "cpu":
+            return self
+        width = Ops(flavour).cache_width
+
+        def ports(of: dict[str, Port]) -> dict[str, Port]:
+            caches = {name for pair in self.caches for name in pair}
+            return {n: ((*s[:-1], width(int(s[-1]))), d) if n in caches else (s, d) for n, (s, d) in of.items()}
+
+        return replace(self, inputs=ports(self.inputs), outputs=ports(self.outputs), ignored=("mask",))
 
 
 def stages(config: dict[str, Any], codec: SafetensorsFile, lm_file: SafetensorsFile, dtype: str) -> list[Stage]:

@@ -20,7 +20,7 @@ import onnxscript.optimizer
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mimo_edge.export.onnx.ops import Ops
+from mimo_edge.export.onnx.ops import FLAVOURS, Ops
 from mimo_edge.export.onnx.stages import FLOAT, Port, Stage
 from mimo_edge.export.onnx.weights import TORCH_DTYPES, offsets
 
@@ -32,17 +32,18 @@ _IR_DTYPES = {
 }  # fmt: skip
 
 
-def trace(stage: Stage, opset: int, dtype: str, folder: Path, metadata: Mapping[str, str]) -> ir.Model:
-    """Make the graph of `stage`; its weights lie in `folder` already. dtype: F32, F16 or BF16."""
+def trace(stage: Stage, flavour: str, dtype: str, folder: Path, metadata: Mapping[str, str]) -> ir.Model:
+    """Make the graph of `stage`, as stage.of(flavour) gave it; its weights lie in `folder` already. dtype: F32, F16 or
+    BF16."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        module = stage.module(Ops(opset)).eval()
+        module = stage.module(Ops(flavour)).eval()
         inputs = [_example(port, dtype) for port in stage.inputs.values()]
         shapes = [{axis: _dim(size) for axis, size in enumerate(port[0])} for port in stage.inputs.values()]
         plain = len(inputs) - len(stage.caches)
         arguments, dynamic = (tuple(a[:plain]) + ((a[plain:],) if stage.caches else ()) for a in (inputs, shapes))
         with _quiet():
             program = torch.onnx.export(
-                module, arguments, dynamo=True, opset_version=opset, dynamic_shapes=dynamic, optimize=False,
+                module, arguments, dynamo=True, opset_version=FLAVOURS[flavour], dynamic_shapes=dynamic, optimize=False,
                 input_names=list(stage.inputs), output_names=list(stage.outputs), verbose=False,
             )  # fmt: skip
     assert program is not None
@@ -50,6 +51,8 @@ def trace(stage: Stage, opset: int, dtype: str, folder: Path, metadata: Mapping[
     _refer_to_weights(model, stage, folder)
     with _quiet():
         onnxscript.optimizer.optimize(model, input_size_limit=FOLD_BYTES, output_size_limit=FOLD_BYTES)
+    for value in [value for value in model.graph.inputs if value.name in stage.ignored]:
+        model.graph.inputs.remove(value)
     _name_ports(model, stage)
     model.graph.name = stage.name
     model.metadata_props.clear()

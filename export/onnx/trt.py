@@ -2,6 +2,8 @@
 
     <stage>.opset24.onnx + shape profiles -> builder, strongly typed -> <stage>.sm86.engine, <stage>.sm86.json
 
+How long each kernel took is kept beside the engines (timings.*.cache), so that a second build is quicker.
+
 Built with `tensorrt` where it is installed (for the GPU at hand) or `tensorrt_rtx` (TensorRT for RTX: needs no GPU, for
 SM 75 80 86 89 120 121; 86 stands in for Orin's 87). The precision is the export's: the network is strongly typed, and
 attention does not build in float32. Profiles: for patch encoder and backbone, number 0 decodes (one position a run) and
@@ -11,8 +13,6 @@ number 1 prefills; other stages have one. The capacity of a cache is fixed at bu
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mimo_edge.engines import FORMAT, REVISION, load_tensorrt
 from mimo_edge.export.safetensors_io import input_error
 
-FORMAT, REVISION = "mimo-edge engine", 1
 Sizes = Mapping[str, tuple[int, int, int]]  # dynamic axis -> least, usual, most
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
@@ -36,15 +36,6 @@ class Engine:
     path: Path
     size: int
     identity: dict[str, Any]
-
-
-def load_tensorrt() -> ModuleType:
-    """Import `tensorrt`, or `tensorrt_rtx`. Raises InputError if neither is installed."""
-    for name in ("tensorrt", "tensorrt_rtx"):
-        if importlib.util.find_spec(name) is not None:
-            return importlib.import_module(name)
-    raise input_error("build-engine: expected tensorrt or tensorrt_rtx, but neither is installed; "
-                      "pip install tensorrt-rtx-cu13")  # fmt: skip
 
 
 def profiles(entry: dict[str, Any], capacity: int) -> list[Sizes]:
@@ -92,48 +83,39 @@ def build_engine(
         config.add_optimization_profile(_profile(builder, entry, sizes))
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
+    out.mkdir(parents=True, exist_ok=True)
+    timings = out / f"timings.{trt.__name__}-{trt.__version__}.sm{sm}.cache"
+    cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
+    if cache is not None:  # None: the package keeps none
+        config.set_timing_cache(cache, ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         errors = "; ".join(said.errors[-3:])
         raise input_error(f"build-engine: {entry['file']}: {trt.__name__} {trt.__version__} cannot build it for "
                           f"SM {sm}: {errors}")  # fmt: skip
     path = out / f"{entry['stage']}.sm{sm}.engine"
-    out.mkdir(parents=True, exist_ok=True)
     data = memoryview(plan)
     path.write_bytes(data)
+    if cache is not None:
+        timings.write_bytes(memoryview(config.get_timing_cache().serialize()))
     identity = {
         "format": FORMAT,
         "revision": REVISION,
         "engine": {"file": path.name, "bytes": data.nbytes, "sha256": hashlib.sha256(data).hexdigest()},
         "bundle": described["bundle"],
-        "graph": {key: entry[key] for key in ("stage", "opset", "file", "sha256")},
+        "graph": {key: entry[key] for key in ("stage", "flavour", "file", "sha256")},
         "weights_sha256": entry["weights"]["sha256"],
         "tensorrt": {"package": trt.__name__, "version": trt.__version__},
         "sm": sm,
         "precision": described["dtype"],
         "capacity": capacity,
         "profiles": [dict(sizes) for sizes in ranges],
+        "inputs": entry["inputs"],
+        "outputs": entry["outputs"],
         "caches": entry["caches"],
     }
     path.with_suffix(".json").write_text(json.dumps(identity, indent=1) + "\n", "utf-8")
     return Engine(path, data.nbytes, identity)
-
-
-def check_identity(engine: Path, bundle_sha256: str, sm: int, package: str, version: str) -> dict[str, Any]:
-    """Read the identity beside `engine` and hold it against what is about to load it. Raises InputError naming both."""
-    try:
-        identity: dict[str, Any] = json.loads(engine.with_suffix(".json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise input_error(f"engine: {engine}: expected an identity file beside it: {error}; build it again") from error
-    facts = {
-        "bundle": (bundle_sha256[:12], identity["bundle"]["sha256"][:12]),
-        "SM": (sm, identity["sm"]),
-        "TensorRT": (f"{package} {version}", " ".join(identity["tensorrt"].values())),
-    }
-    for what, (expected, got) in facts.items():
-        if expected != got:
-            raise input_error(f"engine: {engine.name}: expected {what} {expected}, got {got}; build it for this device")
-    return identity
 
 
 def _with_fixed_capacity(graph: Path, capacity: int) -> bytes:

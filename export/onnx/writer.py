@@ -2,7 +2,7 @@
 
     bundle -> weights of a stage (weights.py) -> graph of a flavour (trace.py) -> folder
 
-The folder: `<stage>.opset24.onnx`, `<stage>.opset21.onnx`, `<stage>.weights` that both read, and `export.json`, which
+The folder: `<stage>.<flavour>.onnx` (flavours: ops.py), `<stage>.weights` that they share, and `export.json`, which
 says what bundle they come from and gives every file's hash. Stages, inputs and outputs: stages.py.
 """
 
@@ -25,8 +25,8 @@ from mimo_edge.export.onnx.stages import Stage, stages
 from mimo_edge.export.onnx.trace import trace
 from mimo_edge.export.onnx.weights import offsets, write_weights
 from mimo_edge.export.safetensors_io import SafetensorsFile, input_error
+from mimo_edge.graphs import FORMAT, REVISION
 
-FORMAT, REVISION = "mimo-edge onnx", 1
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _MARGIN_BYTES = 64 << 20  # the graphs themselves
 
@@ -64,7 +64,7 @@ def export_onnx(
     bundle: Path,
     out: Path,
     *,
-    flavours: Sequence[int] = FLAVOURS,
+    flavours: Sequence[str] = tuple(FLAVOURS),
     dtype: str = "f32",
     only: Sequence[str] = (),
     overwrite: bool = False,
@@ -72,15 +72,16 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Write the graphs of `bundle` into the new folder `out` and return what export.json says.
 
-    flavours: opsets, 24 and 21. dtype: of weights, caches and masks: f32, f16 or bf16 (waveforms, codes, scores and
-    codebooks are not touched by it). only: names of stages, empty = all. overwrite: replace an earlier export.
-    progress: of files of weights and graphs, two flavours being two graphs.
+    flavours: opset24, opset21, cpu (stages with caches alone have the last). dtype: of weights, caches and masks: f32,
+    f16 or bf16 (waveforms, codes, scores and codebooks are not touched by it). only: names of stages, empty = all.
+    overwrite: replace an earlier export.
+    progress: of files of weights and graphs, a flavour of a stage being a graph.
     Raises InputError (no bundle, target in the way, unknown word, disk full); nothing half-written stays.
     """
     if dtype not in DTYPES:
         raise input_error(f"export-onnx: dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
-    if unknown := [opset for opset in flavours if opset not in FLAVOURS]:
-        raise input_error(f"export-onnx: flavour: expected opset 24 or 21, got {unknown[0]}")
+    if unknown := [flavour for flavour in flavours if flavour not in FLAVOURS]:
+        raise input_error(f"export-onnx: flavour: expected {', '.join(FLAVOURS)}, got {unknown[0]!r}")
     source, out = Source.open(bundle), out.resolve()
     every = stages(source.config, source.codec, source.lm, DTYPES[dtype])
     if unknown_names := set(only) - {stage.name for stage in every}:
@@ -89,7 +90,7 @@ def export_onnx(
     chosen = [stage for stage in every if not only or stage.name in only]
     check_target(out, "export.json", "export", overwrite, _failure)
     check_space(out, _bytes_of(chosen), _failure, "free some space, or choose --dtype f16")
-    report = Counter(progress, len(chosen) * (1 + len(flavours)))
+    report = Counter(progress, sum(1 + len(_flavours(stage, flavours)) for stage in chosen))
     with new_folder(out, _failure) as folder:
         described = _describe(source, dtype)
         described["graphs"] = [
@@ -99,26 +100,19 @@ def export_onnx(
     return described
 
 
-def read_export(folder: Path) -> dict[str, Any]:
-    """Return what export.json of `folder` says. Raises InputError if it is none, or of another revision."""
-    try:
-        described: dict[str, Any] = json.loads((folder / "export.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise input_error(f"onnx: expected a folder made by mimo-edge export-onnx, got {folder}: {error}") from error
-    if described.get("format") != FORMAT or described.get("revision") != REVISION:
-        got = f"{described.get('format')!r} revision {described.get('revision')!r}"
-        raise input_error(f"onnx: {folder}: expected {FORMAT!r} revision {REVISION}, got {got}; export again")
-    return described
+def _flavours(stage: Stage, wanted: Sequence[str]) -> list[str]:
+    """Those that a stage has: only one with caches has "cpu"."""
+    return [flavour for flavour in wanted if flavour != "cpu" or stage.caches]
 
 
 def _export_stage(
-    stage: Stage, flavours: Sequence[int], described: dict[str, Any], folder: Path, report: Counter
+    stage: Stage, flavours: Sequence[str], described: dict[str, Any], folder: Path, report: Counter
 ) -> Iterator[dict[str, Any]]:
     """Write the weights of a stage and its graphs; yield their entries in export.json."""
     file, total = f"{stage.name}.weights", max(1, sum(weight.nbytes for weight in stage.weights))
     weights = write_weights(stage.weights, folder / file, lambda count: report.add(count / total, file))
-    for opset in flavours:
-        name = f"{stage.name}.opset{opset}.onnx"
+    for flavour in _flavours(stage, flavours):
+        name, graph = f"{stage.name}.{flavour}.onnx", stage.of(flavour)
         report.add(0, name)
         properties = {
             "mimo_edge.version": metadata.version("mimo-edge"),
@@ -126,20 +120,21 @@ def _export_stage(
             "mimo_edge.bundle_sha256": described["bundle"]["sha256"],
             "mimo_edge.weights_sha256": weights,
             "mimo_edge.stage": stage.name,
-            "mimo_edge.flavour": f"opset{opset}",
+            "mimo_edge.flavour": flavour,
             "mimo_edge.dtype": described["dtype"],
             "mimo_edge.caches": json.dumps(stage.caches),
         }
-        ir.save(trace(stage, opset, DTYPES[described["dtype"]], folder, properties), folder / name)
+        ir.save(trace(graph, flavour, DTYPES[described["dtype"]], folder, properties), folder / name)
         report.add(1, name)
         yield {
             "stage": stage.name,
-            "opset": opset,
+            "flavour": flavour,
+            "opset": FLAVOURS[flavour],
             "file": name,
             "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
             "weights": {"file": file, "bytes": (folder / file).stat().st_size, "sha256": weights},
-            "inputs": stage.inputs,
-            "outputs": stage.outputs,
+            "inputs": {name: port for name, port in graph.inputs.items() if name not in graph.ignored},
+            "outputs": graph.outputs,
             "caches": stage.caches,
             "limits": stage.limits,
         }

@@ -12,12 +12,13 @@ What computes is the C++ core `mimo_edge._core`; this package reads sound, names
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from mimo_edge import _core
 from mimo_edge._core import BundleError, DeviceError, Error, InputError, Sampling, ShapeError
 from mimo_edge.audio import AudioInput, read_audio, write_wav
+from mimo_edge.backend import open_core
 from mimo_edge.conversation import Conversation, Turn
 from mimo_edge.engine import Tap
 from mimo_edge.generation import Generation
@@ -62,15 +63,22 @@ def load(
     check: bool = False,
     parity: bool = False,
     tap: Tap | None = None,
+    backend: str = "native",
+    providers: Sequence[str] = (),
+    graphs: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Open a bundle made by `mimo-edge build`.
 
     bundle: its folder; None = the demo bundle inside the package. threads: 0 = all cores. check: verify the sha256 of
     every file, not only of the small ones. parity: reproduce the public reference with its bugs, for comparisons.
-    tap: called with (name, array) at every stage. Raises BundleError for a wrong, newer, truncated or altered bundle.
+    tap: called with (name, array) at every stage.
+    backend: who computes the networks: "native", the core itself, or "onnxruntime", with `providers` by their names
+    (default: the CPU) and the folder `graphs` of `mimo-edge export-onnx` (default: "onnx" in the bundle).
+    Raises BundleError for a wrong, newer, truncated or altered bundle; InputError or DeviceError for a backend,
+    package, provider or graphs that do not fit.
     """
     path = demo_bundle() if bundle is None else Path(bundle)
-    return Model(_core.Model.open(str(path), threads, check), parity=parity, tap=tap)
+    return Model(open_core(path, backend, providers, graphs, threads, check), parity=parity, tap=tap)
 
 
 def demo_bundle() -> Path:

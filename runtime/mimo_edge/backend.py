@@ -7,10 +7,16 @@ Floats are float32 arrays at the seam, whatever is computed inside; the core che
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
+
+from mimo_edge import _core
+from mimo_edge._core import InputError
 
 Array: TypeAlias = NDArray[Any]
 SequenceTap: TypeAlias = Callable[[str, Array], None] | None
@@ -54,3 +60,31 @@ class Backend(Protocol):
     def decode(self, codes: Array) -> Array:
         """One piece: codes int32 [n, T] -> wav [S]."""
         ...
+
+
+BACKENDS = ("native", "onnxruntime")
+CPU = "CPUExecutionProvider"
+
+
+def open_core(
+    bundle: Path,
+    backend: str = "native",
+    providers: Sequence[str] = (),
+    graphs: str | os.PathLike[str] | None = None,
+    threads: int = 0,
+    check: bool = False,
+) -> _core.Model:
+    """Open a bundle with the networks computed by `backend`; the arguments are those of mimo_edge.load."""
+    if backend not in BACKENDS:
+        raise InputError(f"load: backend: expected {' or '.join(BACKENDS)}, got {backend!r}")
+    if backend == "native":
+        if providers or graphs:
+            raise InputError('load: expected providers and graphs with backend="onnxruntime" only, got them without')
+        return _core.Model.open(str(bundle), threads, check)
+    folder = Path(graphs) if graphs else bundle / "onnx"
+    if not (folder / "export.json").is_file():
+        raise InputError(f"load: expected graphs in {folder}, got none; mimo-edge export-onnx {bundle} -o {folder}")
+    networks = importlib.import_module("mimo_edge.backend_onnxruntime")  # only where it is asked for
+    return _core.Model.open(
+        str(bundle), threads, check, None, networks.OnnxRuntime(folder, bundle, providers or (CPU,), threads, check)
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mimo_edge import Error, __version__, commands
+from mimo_edge.backend import BACKENDS
 from mimo_edge.request import LOOK_AHEAD_FRAMES
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
@@ -62,6 +63,13 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Who computes the networks."""
+    parser.add_argument("--backend", choices=BACKENDS, default="native", help="who computes (default: the core itself)")
+    parser.add_argument("--provider", action="append", default=[], metavar="NAME", help="of ONNX Runtime; repeatable")
+    parser.add_argument("--graphs", metavar="DIR", help="of export-onnx, for onnxruntime (default: onnx in the bundle)")
+
+
 class _Teaching(argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of examples."""
 
@@ -85,6 +93,7 @@ class _Adder:
         parser = self.command(name, run, about, examples)
         parser.add_argument("--bundle", metavar="DIR", help="the model (default: the demo bundle in the package)")
         parser.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
+        add_backend(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON object")
         parser.add_argument("--dump", type=Path, metavar="DIR", help="write every stage as .npy into a new folder")
         return parser
@@ -127,6 +136,7 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     )  # fmt: skip
     verify.add_argument("goldens", metavar="GOLDENS_DIR", type=Path)
     verify.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
+    add_backend(verify)
     verify.add_argument("--json", action="store_true", help="print the reports as JSON")
     inspect = add.command(
         "inspect", commands.inspect, "Say what a bundle holds: sizes, parameters, files, where it comes from.",
@@ -157,7 +167,6 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-
 def _add_workshops(add: _Adder, words: list[str]) -> None:
     """Commands of a workstation: they live in export and quantize, and arguments are read when one is called."""
     for name, about, examples, room, part in (
@@ -173,8 +182,8 @@ def _add_workshops(add: _Adder, words: list[str]) -> None:
          "export.onnx.cli", "export"),
         ("verify-onnx", "Compare exported graphs with the spec and goldens.",
          "verify-onnx graphs --bundle bundle --goldens tests/goldens", "export.onnx.cli", "verify"),
-        ("build-engine", "Compile exported graphs with TensorRT, without a GPU.",
-         "build-engine graphs -o engines --target sm86", "export.onnx.cli", "engine"),
+        ("build-engine", "Compile every stage with TensorRT, without a GPU.",
+         "build-engine bundle --target sm86", "export.onnx.cli", "engine"),
     ):  # fmt: skip
         command = add.command(name, functools.partial(_workshop, room, part), about, examples)
         if words[:1] == [name]:

@@ -251,7 +251,10 @@ def _open(arguments: argparse.Namespace) -> Model:
     tap = Dump(arguments.dump) if arguments.dump else None
     parity = getattr(arguments, "parity", False)
     with ProgressBar(None, "", "opening the bundle"):
-        return mimo_edge.load(arguments.bundle, threads=arguments.threads, parity=parity, tap=tap)
+        return mimo_edge.load(
+            arguments.bundle, threads=arguments.threads, parity=parity, tap=tap, backend=arguments.backend,
+            providers=arguments.provider, graphs=arguments.graphs,
+        )  # fmt: skip
 
 
 def _options(model: Model, task: str, arguments: argparse.Namespace) -> Options:

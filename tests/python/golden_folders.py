@@ -38,4 +38,14 @@ def bundle_of(goldens: Path) -> Path:
     return build_bundle(goldens, Path(scratch.name) / "bundle")
 
 
+@functools.cache
+def graphs_of(goldens: Path) -> Path:
+    """Export the bundle of a goldens folder in every flavour, once a test run. Needs the extra [onnx]."""
+    from mimo_edge.export.onnx.writer import export_onnx
+
+    bundle = bundle_of(goldens)
+    export_onnx(bundle, bundle.parent / "graphs")
+    return bundle.parent / "graphs"
+
+
 _SCRATCH: list[tempfile.TemporaryDirectory[str]] = []  # removed at exit

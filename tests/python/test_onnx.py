@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_folders import BUNDLED, bundle_of
+from golden_folders import BUNDLED, bundle_of, graphs_of
 
 for needed in ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"):
     pytest.importorskip(needed, reason="graphs are made and checked with the extra [onnx]")
@@ -27,6 +27,12 @@ from mimo_edge.export.onnx.weights import PAGE_BYTES, TORCH_DTYPES, Weight, comp
 from mimo_edge.export.onnx.writer import export_onnx  # noqa: E402
 
 STAGES = ("codec_encoder", "codec_decoder", "patch_encoder", "backbone", "patch_decoder_step")
+GRAPHS = [
+    (stage, flavour)
+    for stage in STAGES
+    for flavour in ("opset24", "opset21", "cpu")
+    if flavour != "cpu" or stage in ("backbone", "patch_decoder_step")
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +41,8 @@ def bundle() -> Path:
 
 
 @pytest.fixture(scope="module")
-def graphs(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "graphs"
-    export_onnx(bundle, out)
-    return out
+def graphs() -> Path:
+    return graphs_of(BUNDLED)
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -57,13 +61,12 @@ def test_every_graph_computes_what_the_spec_and_the_goldens_say(graphs: Path, bu
     reports = verify_onnx(graphs, bundle, BUNDLED, threads=1)
     failed = [report for report in reports if not report.passed]
     assert not failed, "\n".join(map(str, failed))
-    for stage in STAGES:
-        for opset in (24, 21):
-            assert any(r.name.startswith(f"{stage} opset{opset}") and "goldens" in r.name for r in reports)
+    for stage, flavour in GRAPHS:
+        assert any(r.name.startswith(f"{stage} {flavour} ") and "goldens" in r.name for r in reports)
 
 
 def test_float16_graphs_stay_near(bundle: Path, tmp_path: Path) -> None:
-    export_onnx(bundle, tmp_path / "f16", flavours=[21], dtype="f16", only=["backbone", "codec_decoder"])
+    export_onnx(bundle, tmp_path / "f16", flavours=["opset21"], dtype="f16", only=["backbone", "codec_decoder"])
     failed = [r for r in verify_onnx(tmp_path / "f16", bundle, BUNDLED, threads=1) if not r.passed]
     assert not failed, "\n".join(map(str, failed))
 
@@ -91,7 +94,7 @@ def test_a_wrong_weight_fails(graphs: Path, bundle: Path, tmp_path: Path) -> Non
 
 def test_names_axes_and_identity_are_readable(graphs: Path, bundle: Path) -> None:
     facts = described(graphs)
-    assert [(g["stage"], g["opset"]) for g in facts["graphs"]] == [(s, o) for s in STAGES for o in (24, 21)]
+    assert [(g["stage"], g["flavour"]) for g in facts["graphs"]] == GRAPHS
     config = json.loads((bundle / "bundle.json").read_bytes())
     for graph in facts["graphs"]:
         model = onnx.load(str(graphs / graph["file"]), load_external_data=False)
@@ -105,27 +108,29 @@ def test_names_axes_and_identity_are_readable(graphs: Path, bundle: Path) -> Non
         assert properties["mimo_edge.bundle"] == config["name"]
         assert properties["mimo_edge.bundle_sha256"] == facts["bundle"]["sha256"]
         assert properties["mimo_edge.weights_sha256"] == graph["weights"]["sha256"]
-        assert properties["mimo_edge.flavour"] == f"opset{graph['opset']}"
-        assert model.opset_import[0].version == graph["opset"]
+        assert properties["mimo_edge.flavour"] == graph["flavour"]
+        assert {o.domain: o.version for o in model.opset_import}[""] == graph["opset"]
 
 
 def test_the_flavours_use_what_they_are_for(graphs: Path) -> None:
     new = {"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"}
     kinds = {
-        graph["opset"]: {node.op_type for node in nodes(graphs, graph)}
+        graph["flavour"]: {node.op_type for node in nodes(graphs, graph)}
         for graph in described(graphs)["graphs"]
         if graph["stage"] == "backbone"
     }
-    assert new <= kinds[24]
-    assert not new & kinds[21]
-    assert {"Softmax", "ScatterND"} <= kinds[21]
+    assert new <= kinds["opset24"]
+    assert not new & kinds["opset21"]
+    assert {"Softmax", "ScatterND"} <= kinds["opset21"]
+    assert "GroupQueryAttention" in kinds["cpu"]
+    assert not {"Attention", "TensorScatter"} & kinds["cpu"]
     for graph in described(graphs)["graphs"]:  # TensorRT ignores Attention's sixth input, nonpad_kv_seqlen
         for node in nodes(graphs, graph):
             assert node.op_type != "Attention" or len(node.input) <= 4
 
 
 def test_export_is_reproducible(bundle: Path, graphs: Path, tmp_path: Path) -> None:
-    export_onnx(bundle, tmp_path / "again", flavours=[24], only=["patch_encoder"])
+    export_onnx(bundle, tmp_path / "again", flavours=["opset24"], only=["patch_encoder"])
     for name in ("patch_encoder.weights", "patch_encoder.opset24.onnx"):
         assert (tmp_path / "again" / name).read_bytes() == (graphs / name).read_bytes()
 
@@ -181,7 +186,7 @@ def test_a_folder_in_the_way_is_left_alone(bundle: Path, graphs: Path, tmp_path:
     ("arguments", "sentence"),
     [
         ({"dtype": "f64"}, "dtype: expected f32, f16, bf16, got 'f64'"),
-        ({"flavours": [17]}, "flavour: expected opset 24 or 21, got 17"),
+        ({"flavours": ["opset17"]}, "flavour: expected opset24, opset21, cpu, got 'opset17'"),
         ({"only": ["vocoder"]}, "stage: expected codec_encoder, .*, got vocoder"),
     ],
 )

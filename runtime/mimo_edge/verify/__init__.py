@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from mimo_edge import _core
 from mimo_edge._core import InputError
+from mimo_edge.backend import open_core
 from mimo_edge.progress import ProgressBar
 from mimo_edge.verify.codec import check_decoder, check_encoder, check_frontend, check_lengths, check_streaming
 from mimo_edge.verify.goldens import Check, Goldens, StageReport
@@ -52,7 +52,7 @@ def verify(stages: Stages, goldens: Path, progress: Callable[[str], None] | None
     progress: called with the name of each part before it is checked. What raises counts as failed and the rest goes on.
     """
     folder = Goldens(goldens)
-    check = Check(folder)
+    check = Check(folder, getattr(stages, "sees_inside", True))
     for part in CHECKS:
         name = part.__name__.removeprefix("check_")
         if progress:
@@ -70,7 +70,15 @@ def run_verify(arguments: argparse.Namespace) -> int:
             raise InputError(f"verify: expected a goldens folder with {part}/, got {goldens}")
     with tempfile.TemporaryDirectory(prefix="mimo-edge-verify-") as scratch:
         bundle = build_bundle(goldens, Path(scratch) / "bundle")
-        stages = CoreStages(_core.Model.open(str(bundle), arguments.threads, True))
+        graphs = arguments.graphs
+        if arguments.backend != "native" and graphs is None:
+            graphs = Path(scratch) / "graphs"
+            writer = importlib.import_module("mimo_edge.export.onnx.writer")
+            writer.export_onnx(bundle, graphs, flavours=("opset24", "cpu"))
+        stages = CoreStages(
+            open_core(bundle, arguments.backend, arguments.provider, graphs, arguments.threads, check=True),
+            sees_inside=arguments.backend == "native",
+        )
         with ProgressBar(len(CHECKS), "parts", "verifying") as bar:
             reports = verify(cast(Stages, stages), goldens, lambda _: bar.update(1))
     _print(reports, arguments.json)

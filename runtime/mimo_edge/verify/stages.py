@@ -118,10 +118,11 @@ class CoreStages:
     """The C++ core as Stages: an open `_core.Model` with the States, streams and free functions around it.
 
     Methods not written here are the core's own, reached by their name.
+    sees_inside: whether the taps inside the networks speak; they do not if a backend computes them as graphs.
     """
 
-    def __init__(self, core: _core.Model) -> None:
-        self.core = core
+    def __init__(self, core: _core.Model, sees_inside: bool = True) -> None:
+        self.core, self.sees_inside = core, sees_inside
         self.config: dict[str, Any] = json.loads(core.config_json)
 
     def __getattr__(self, name: str) -> Any:
