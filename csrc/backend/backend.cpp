@@ -11,6 +11,14 @@ std::string text_of(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
+std::vector<float> Sequence::save() const {
+    throw DeviceError("save: expected a backend that can save a conversation, got one that cannot; prefill it anew");
+}
+
+void Sequence::load(std::span<const float>, int64_t) {
+    throw DeviceError("load: expected a backend that can restore a conversation, got one that cannot; prefill it anew");
+}
+
 void expect_made(const char* what, const std::vector<int64_t>& expected, const std::vector<int64_t>& got) {
     if (expected == got) return;
     throw DeviceError(message("backend: expected ", what, " ", text_of(expected), ", got ", text_of(got),

@@ -30,6 +30,11 @@ public:
     // One local step of the patch after the last position. made: [K] codes of the step before, -1 where a level made
     // none; step 0 starts a patch. -> scores of each level [speech_vocab_size]; of levels silent at this step anything.
     virtual std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap& tap) = 0;
+
+    // All that was read, as floats from which load() of another sequence of the same backend goes on bit for bit.
+    // length: positions read. Throws DeviceError where a backend cannot.
+    virtual std::vector<float> save() const;
+    virtual void load(std::span<const float> saved, int64_t length);
 };
 
 // Shared by all conversations and threads.

@@ -8,6 +8,7 @@
 #include "codec/decoder_stream.h"
 #include "codec/resample.h"
 #include "engine/generation.h"
+#include "engine/listener.h"
 #include "engine/reply.h"
 #include "engine/split.h"
 #include "io/text_rules.h"
@@ -107,9 +108,9 @@ py::array_t<int32_t> to_ids(const Positions& positions, const LmConfig& lm, bool
 }
 
 // A Python listener; called with the GIL, its exceptions end the call that it listens to.
-using Listener = std::optional<std::function<void(std::string, py::array_t<float>)>>;
+using PyTap = std::optional<std::function<void(std::string, py::array_t<float>)>>;
 
-Tap to_tap(const Listener& listener) {
+Tap to_tap(const PyTap& listener) {
     if (!listener) return {};
     return Tap([listener](const std::string& name, const std::vector<int64_t>& shape, const float* values) {
         py::gil_scoped_acquire gil;
@@ -256,7 +257,7 @@ void bind_codec(PyModel& model) {
             py::arg("wav"))
         .def(
             "encode_mel",
-            [](const Model& m, const Floats& mel, const Listener& tap) {
+            [](const Model& m, const Floats& mel, const PyTap& tap) {
                 const Array frames = to_array(mel, "encode_mel");
                 const Tap listener = to_tap(tap);
                 const auto [hidden, codes] = without_gil([&] {
@@ -269,7 +270,7 @@ void bind_codec(PyModel& model) {
             py::arg("mel"), py::arg("tap") = py::none())
         .def(
             "encode",
-            [](const Model& m, const Floats& wav, const Listener& tap) {
+            [](const Model& m, const Floats& wav, const PyTap& tap) {
                 const auto samples = to_span(wav, "encode");
                 const Tap listener = to_tap(tap);
                 return to_numpy(without_gil([&] { return m.encode(samples, listener); }));
@@ -287,7 +288,7 @@ void bind_codec(PyModel& model) {
             py::arg("codes"))
         .def(
             "decode",
-            [](const Model& m, const Ints& codes, const Listener& tap) {
+            [](const Model& m, const Ints& codes, const PyTap& tap) {
                 const Codes c = to_codes(codes, "decode");
                 const Tap listener = to_tap(tap);
                 return to_numpy(without_gil([&] { return m.decode(c, listener); }));
@@ -410,25 +411,65 @@ void bind_state(py::module_& module) {
         .def_property_readonly("capacity", &State::capacity)
         .def(
             "prefill",
-            [](State& s, const Ints& ids, const Listener& tap) {
+            [](State& s, const Ints& ids, const PyTap& tap) {
                 const Positions positions = to_positions(ids, s.model().config.lm);
                 const Tap listener = to_tap(tap);
                 without_gil([&] { s.prefill(positions, listener); });
             },
             py::arg("ids"), py::arg("tap") = py::none())
         .def("rewind", &State::rewind, py::arg("length"))
+        .def("ids", [](const State& s) { return to_ids(s.positions(), s.model().config.lm, false); })
+        .def(
+            "keep", [](State& s, const Ints& ids) { return s.keep(to_positions(ids, s.model().config.lm)); },
+            py::arg("ids"))
+        .def(
+            "save",
+            [](const State& s, const std::string& note) {
+                return py::bytes(without_gil([&] { return s.save(note); }));
+            },
+            py::arg("note") = "")
+        .def(
+            "restore",
+            [](State& s, const py::buffer& saved) {
+                const py::buffer_info info = saved.request();
+                const std::span<const char> bytes(static_cast<const char*>(info.ptr),
+                                                  static_cast<size_t>(info.size * info.itemsize));
+                return without_gil([&] { return s.restore(bytes); });
+            },
+            py::arg("saved"))
         .def("hidden", [](const State& s) { return to_numpy(s.hidden().data); })
         .def("text_logits", [](const State& s) { return to_numpy(without_gil([&] { return s.text_logits(); })); })
         .def("local_hidden", [](const State& s) { return to_numpy(s.local_hidden().data); })
         .def(
             "decode_patch",
-            [](State& s, const Sampling& speech, const Listener& tap, const std::optional<Ints>& forced) {
+            [](State& s, const Sampling& speech, const PyTap& tap, const std::optional<Ints>& forced) {
                 const Tap listener = to_tap(tap);
                 const auto codes = to_optional_codes(forced, "decode_patch");
                 return to_numpy(
                     without_gil([&] { return s.decode_patch(speech, listener, codes ? &*codes : nullptr); }));
             },
             py::arg("speech"), py::arg("tap") = py::none(), py::arg("forced") = py::none());
+
+    py::class_<Listener>(module, "Listener")
+        .def(py::init([](const std::shared_ptr<State>& state, const Ints& before, double most_s) {
+                 return std::make_unique<Listener>(state, to_positions(before, state->model().config.lm), most_s);
+             }),
+             py::arg("state"), py::arg("before"), py::arg("most_s") = 0.0)
+        .def(
+            "feed",
+            [](Listener& l, const Floats& wav, int64_t rate_hz) {
+                const auto samples = to_span(wav, "listener");
+                return without_gil([&] { return l.feed(samples, rate_hz); });
+            },
+            py::arg("wav"), py::arg("rate_hz"))
+        .def("settle",
+             [](Listener& l) {
+                 const auto report = without_gil([&] { return l.settle(); });
+                 return py::make_tuple(report.positions, report.kept, report.redone, report.encode_s, report.prefill_s);
+             })
+        .def_property_readonly("heard_s", &Listener::heard_s)
+        .def_property_readonly("broken_samples", &Listener::broken_samples)
+        .def_property_readonly("is_long_enough", &Listener::is_long_enough);
 
     py::class_<Generation>(module, "Generation")
         .def(py::init([](const std::shared_ptr<State>& state, const Ints& ids, const Sampling& text,
@@ -442,7 +483,7 @@ void bind_state(py::module_& module) {
              py::arg("min_new") = 0, py::arg("guard") = true)
         .def(
             "next",
-            [](Generation& g, const Listener& tap) -> py::object {
+            [](Generation& g, const PyTap& tap) -> py::object {
                 const Tap listener = to_tap(tap);
                 const auto step = without_gil([&] { return g.next(listener); });
                 if (!step) return py::none();
@@ -626,6 +667,16 @@ PYBIND11_MODULE(_core, module) {
             py::arg("codes"))
         .def_property_readonly("exact_look_ahead", [](const Model& m) { return m.codec_decoder.exact_look_ahead(); });
 
+    py::class_<Resampler>(module, "Resampler")
+        .def(py::init<int64_t, int64_t>(), py::arg("from_hz"), py::arg("to_hz"))
+        .def(
+            "push",
+            [](Resampler& r, const Floats& wav) {
+                std::vector<float> out;
+                r.push(to_span(wav, "resample"), out);
+                return to_numpy(out);
+            },
+            py::arg("wav"));
     module.def(
         "resample",
         [](const Floats& wav, int64_t from_hz, int64_t to_hz) {

@@ -59,13 +59,21 @@ Array Mel::operator()(const Context& context, std::span<const float> wav) const 
     if (bad != wav.end()) {
         throw InputError(message("mel: expected finite samples, got ", *bad, " at sample ", bad - wav.begin()));
     }
-    Array mel(frames_of(samples), filterbank_.cols);
+    return frames(context, wav, 0, frames_of(samples));
+}
+
+int64_t Mel::frames_settled(int64_t samples) const {
+    return samples < least_samples() ? 0 : (samples - fft_.size() / 2) / hop_length_ + 1;
+}
+
+Array Mel::frames(const Context& context, std::span<const float> wav, int64_t first, int64_t last) const {
+    Array mel(last - first, filterbank_.cols);
     context.pool.run(mel.rows, 16, [&](int64_t begin, int64_t end) {
         const auto size = static_cast<size_t>(fft_.size());
         std::vector<std::complex<double>> in(size), out(size);
         std::vector<double> sums(static_cast<size_t>(mel.cols));
         for (int64_t frame = begin; frame < end; ++frame) {
-            spectrum(wav, frame, in, out);
+            spectrum(wav, first + frame, in, out);
             std::fill(sums.begin(), sums.end(), 0.0);
             for (int64_t bin = 0; bin < filterbank_.rows; ++bin) {
                 const double level = std::abs(out[static_cast<size_t>(bin)]);

@@ -21,6 +21,11 @@ public:
     // Throws InputError if wav is shorter than least_samples() or holds NaN or infinity.
     Array operator()(const Context& context, std::span<const float> wav) const;
 
+    // Frames [first, last) of it, [last - first, n_mels]; of finite samples. A frame below frames_settled(samples)
+    // stays as it is when more samples follow.
+    Array frames(const Context& context, std::span<const float> wav, int64_t first, int64_t last) const;
+    int64_t frames_settled(int64_t samples) const;
+
     const Array& filterbank() const { return filterbank_; }  // [nfft / 2 + 1, n_mels]
     const std::vector<float>& window() const { return window_; }
 

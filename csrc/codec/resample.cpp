@@ -24,44 +24,76 @@ float weight(double t, double scale) {
 
 }  // namespace
 
-std::vector<float> resample(std::span<const float> wav, int64_t from_hz, int64_t to_hz) {
+Resampler::Resampler(int64_t from_hz, int64_t to_hz) {
     if (from_hz < 1 || to_hz < 1 || from_hz > 10'000'000 || to_hz > 10'000'000) {
         throw InputError(message("resample: expected rates from 1 to 10000000 Hz, got ", from_hz, " and ", to_hz));
     }
-    if (from_hz == to_hz) return {wav.begin(), wav.end()};
     const int64_t common = std::gcd(from_hz, to_hz);
-    const int64_t from = from_hz / common, to = to_hz / common;
-    const double cutoff = kRolloff * static_cast<double>(std::min(from, to));
+    from_ = from_hz / common;
+    to_ = to_hz / common;
+    if (from_ == to_) return;
+    const double cutoff = kRolloff * static_cast<double>(std::min(from_, to_));
     // Output i lies at input position i * from / to; inputs within `reach` of it have a weight. They differ by phase, i
     // % to.
-    const double reach = kFilterWidth * static_cast<double>(from) / cutoff;
-    const auto taps = static_cast<int64_t>(2 * std::ceil(reach)) + 1;
-    const auto first_of = [&](int64_t phase) {
-        const double centre = static_cast<double>(phase) * static_cast<double>(from) / static_cast<double>(to);
-        return static_cast<int64_t>(std::ceil(centre - reach));
-    };
-    std::vector<float> kernel(static_cast<size_t>(to * taps));
-    for (int64_t phase = 0; phase < to; ++phase) {
-        for (int64_t tap = 0; tap < taps; ++tap) {
-            const double distance = static_cast<double>(first_of(phase) + tap) / static_cast<double>(from) -
-                                    static_cast<double>(phase) / static_cast<double>(to);
-            kernel[static_cast<size_t>(phase * taps + tap)] =
-                weight(distance * cutoff, cutoff / static_cast<double>(from));
+    const double reach = kFilterWidth * static_cast<double>(from_) / cutoff;
+    taps_ = static_cast<int64_t>(2 * std::ceil(reach)) + 1;
+    kernel_.resize(static_cast<size_t>(to_ * taps_));
+    for (int64_t phase = 0; phase < to_; ++phase) {
+        for (int64_t tap = 0; tap < taps_; ++tap) {
+            const double distance = static_cast<double>(first_of(phase) + tap) / static_cast<double>(from_) -
+                                    static_cast<double>(phase) / static_cast<double>(to_);
+            kernel_[static_cast<size_t>(phase * taps_ + tap)] =
+                weight(distance * cutoff, cutoff / static_cast<double>(from_));
         }
     }
+}
 
-    const auto samples = static_cast<int64_t>(wav.size());
-    const int64_t length = (samples * to + from - 1) / from;
-    std::vector<float> out(static_cast<size_t>(length));
-    for (int64_t i = 0; i < length; ++i) {
-        const int64_t start = i / to * from + first_of(i % to);
-        const float* taps_of = kernel.data() + i % to * taps;
-        float sum = 0;
-        for (int64_t tap = std::max<int64_t>(0, -start); tap < std::min(taps, samples - start); ++tap) {
-            sum += wav[static_cast<size_t>(start + tap)] * taps_of[tap];
+int64_t Resampler::first_of(int64_t phase) const {
+    if (from_ == to_) return 0;
+    const double cutoff = kRolloff * static_cast<double>(std::min(from_, to_));
+    const double reach = kFilterWidth * static_cast<double>(from_) / cutoff;
+    const double centre = static_cast<double>(phase) * static_cast<double>(from_) / static_cast<double>(to_);
+    return static_cast<int64_t>(std::ceil(centre - reach));
+}
+
+int64_t Resampler::make(int64_t known, int64_t samples, int64_t most, std::vector<float>& out) const {
+    int64_t i = made_;
+    for (; i < most; ++i) {
+        const int64_t start = i / to_ * from_ + first_of(i % to_);
+        if (start + taps_ > known) break;
+        if (from_ == to_) {
+            out.push_back(history_[static_cast<size_t>(start - dropped_)]);
+            continue;
         }
-        out[static_cast<size_t>(i)] = sum;
+        const float* taps_of = kernel_.data() + i % to_ * taps_;
+        float sum = 0;
+        for (int64_t tap = std::max<int64_t>(0, -start); tap < std::min(taps_, samples - start); ++tap)
+            sum += history_[static_cast<size_t>(start + tap - dropped_)] * taps_of[tap];
+        out.push_back(sum);
     }
+    return i;
+}
+
+void Resampler::push(std::span<const float> wav, std::vector<float>& out) {
+    history_.insert(history_.end(), wav.begin(), wav.end());
+    const int64_t samples = dropped_ + static_cast<int64_t>(history_.size());
+    made_ = make(samples, samples, (samples * to_ + from_ - 1) / from_, out);
+    const int64_t needed = std::max<int64_t>(0, made_ / to_ * from_ + first_of(made_ % to_));
+    const int64_t drop = std::clamp<int64_t>(needed - dropped_, 0, static_cast<int64_t>(history_.size()));
+    history_.erase(history_.begin(), history_.begin() + drop);
+    dropped_ += drop;
+}
+
+void Resampler::tail(std::vector<float>& out) const {
+    const int64_t samples = dropped_ + static_cast<int64_t>(history_.size());
+    make(samples + taps_ + from_, samples, (samples * to_ + from_ - 1) / from_, out);
+}
+
+std::vector<float> resample(std::span<const float> wav, int64_t from_hz, int64_t to_hz) {
+    Resampler resampler(from_hz, to_hz);
+    std::vector<float> out;
+    resampler.push(wav, out);
+    resampler.tail(out);
     return out;
 }
 

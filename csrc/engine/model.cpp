@@ -1,8 +1,10 @@
 #include "engine/model.h"
 
 #include <algorithm>
+#include <typeinfo>
 
 #include "engine/native.h"
+#include "io/sha256.h"
 
 namespace mimo {
 namespace {
@@ -60,14 +62,24 @@ Array Model::encode_mel(const Array& frames, const Tap& tap) const {
         throw ShapeError(message("encode: expected ", config.codec.n_mels, " mel channels, got ", frames.cols));
     Array hidden(0, config.codec.d_model);
     for (const auto& segment : codec_encoder.segments(frames.rows)) {
-        Array part(segment.frames, frames.cols);
-        std::copy_n(frames.row(segment.first), part.data.size(), part.data.begin());
-        const Array made = backend_->encode(part, segment.longest, tap);
-        expect_made("hidden", {codec_encoder.code_frames_of(part.rows), hidden.cols}, {made.rows, made.cols});
+        const Array made = encode_segment(frames, segment, tap);
         hidden.data.insert(hidden.data.end(), made.data.begin(), made.data.end());
         hidden.rows += made.rows;
     }
     return hidden;
+}
+
+Array Model::encode_segment(const Array& frames, const CodecEncoder::Segment& segment, const Tap& tap) const {
+    Array part(segment.frames, frames.cols);
+    std::copy_n(frames.row(segment.first), part.data.size(), part.data.begin());
+    Array made = backend_->encode(part, segment.longest, tap);
+    expect_made("hidden", {codec_encoder.code_frames_of(part.rows), config.codec.d_model}, {made.rows, made.cols});
+    return made;
+}
+
+std::string Model::identity() const {
+    const std::string text = message(bundle_json, kernels_.name, typeid(*backend_).name());
+    return sha256_hex({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
 }
 
 std::vector<float> Model::decode(const Codes& codes, const Tap& tap) const {

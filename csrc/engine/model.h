@@ -33,9 +33,13 @@ public:
     // The second half of it: mel [F, n_mels] of a whole file -> hidden [T, D], of which rvq makes codes. Long input is
     // cut into segments that do not see each other.
     Array encode_mel(const Array& frames, const Tap& tap = {}) const;
+    Array encode_segment(const Array& frames, const CodecEncoder::Segment& segment, const Tap& tap = {}) const;
 
     // Voice: codes [n, T] -> wav [T * samples per code frame], decoded in one piece.
     std::vector<float> decode(const Codes& codes, const Tap& tap = {}) const;
+
+    // Of the weights and of what computes them: a saved conversation goes on only where it is the same.
+    std::string identity() const;
 
     const Backend& backend() const { return *backend_; }
     Context context(const Tap& tap = {}) const { return {pool_, kernels_, tap}; }

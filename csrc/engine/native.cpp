@@ -42,6 +42,31 @@ public:
         return model_.patch_decoder.step(context, step, std::move(input), patch_cache_);
     }
 
+    std::vector<float> save() const override {
+        std::vector<float> saved(hidden_.data);
+        for (const KeyValues& layer : cache_.layers) {
+            const size_t at = saved.size();
+            saved.resize(at + static_cast<size_t>(layer.saved_size(cache_.length)));
+            layer.save(cache_.length, saved.data() + at);
+        }
+        return saved;
+    }
+
+    void load(std::span<const float> saved, int64_t length) override {
+        const int64_t width = model_.config.lm.hidden_size;
+        int64_t expected = width;
+        for (const KeyValues& layer : cache_.layers) expected += layer.saved_size(length);
+        expect_made("saved floats", {expected}, {static_cast<int64_t>(saved.size())});
+        hidden_ = Array(1, width);
+        std::copy_n(saved.data(), width, hidden_.data.begin());
+        const float* from = saved.data() + width;
+        for (KeyValues& layer : cache_.layers) {
+            layer.load(length, from);
+            from += layer.saved_size(length);
+        }
+        cache_.length = length;
+    }
+
 private:
     const Model& model_;
     KvCache cache_, patch_cache_;

@@ -1,7 +1,15 @@
 #include "engine/state.h"
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "io/sha256.h"
+
 namespace mimo {
 namespace {
+
+constexpr std::string_view kMagic = "mimo-edge conversation 1\n";
 
 int64_t capacity_of(const LmConfig& lm, int64_t asked) {
     if (asked < 0 || asked > lm.max_position_embeddings) {
@@ -28,18 +36,94 @@ void State::prefill(const Positions& positions, const Tap& tap) {
     }
     check(positions, model_->config);
     hidden_ = {};
-    Array last = sequence_->append(length_, positions.tokens, positions.codes, tap);
+    Array last = sequence_->append(length(), positions.tokens, positions.codes, tap);
     expect_made("hidden", {1, model_->config.lm.hidden_size}, {last.rows, last.cols});
     hidden_ = std::move(last);
-    length_ += positions.count();
+    append(positions_, positions);
 }
 
 void State::rewind(int64_t length) {
-    if (length < 0 || length > length_) {
-        throw InputError(message("rewind: expected 0 to ", length_, " positions, got ", length));
+    if (length < 0 || length > this->length()) {
+        throw InputError(message("rewind: expected 0 to ", this->length(), " positions, got ", length));
     }
-    length_ = length;
+    positions_.tokens.resize(static_cast<size_t>(length));
+    positions_.codes.resize(static_cast<size_t>(length * codes_of_position()));
     hidden_ = {};
+}
+
+int64_t State::keep(const Positions& wanted) {
+    const auto width = codes_of_position();
+    const int64_t most = std::min(length(), wanted.count() - 1);
+    int64_t same = 0;
+    while (same < most && wanted.tokens[static_cast<size_t>(same)] == positions_.tokens[static_cast<size_t>(same)] &&
+           std::equal(wanted.codes.begin() + same * width, wanted.codes.begin() + (same + 1) * width,
+                      positions_.codes.begin() + same * width)) {
+        ++same;
+    }
+    same = std::max<int64_t>(0, same);
+    if (same < length()) rewind(same);
+    return same;
+}
+
+std::string State::save(std::string_view note) const {
+    hidden();
+    const std::vector<float> floats = sequence_->save();
+    std::string bytes(kMagic);
+    const auto put = [&bytes](const void* data, size_t size) { bytes.append(static_cast<const char*>(data), size); };
+    const std::array<int64_t, 3> sizes = {static_cast<int64_t>(note.size()), length(),
+                                          static_cast<int64_t>(floats.size())};
+    bytes += model_->identity();
+    put(sizes.data(), sizeof(sizes));
+    bytes += note;
+    put(positions_.tokens.data(), positions_.tokens.size() * sizeof(int32_t));
+    put(positions_.codes.data(), positions_.codes.size() * sizeof(int32_t));
+    put(floats.data(), floats.size() * sizeof(float));
+    return bytes + sha256_hex({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size() - floats.size() * 4});
+}
+
+std::string State::restore(std::span<const char> bytes) {
+    const auto refuse = [](const char* expected, const char* got) {
+        throw InputError(message("restore: expected ", expected, ", got ", got, "; prefill and save it again"));
+    };
+    size_t at = 0;
+    const auto take = [&](size_t size) {
+        if (size > bytes.size() - at) refuse("a whole saved conversation", "a shorter one");
+        at += size;
+        return bytes.data() + at - size;
+    };
+    if (std::string_view(take(kMagic.size()), kMagic.size()) != kMagic) refuse("a saved conversation", "other bytes");
+    const std::string identity = model_->identity();
+    if (std::string_view(take(identity.size()), identity.size()) != identity)
+        refuse("a conversation with this model on these kernels", "another's");
+    std::array<int64_t, 3> sizes;
+    std::memcpy(sizes.data(), take(sizeof(sizes)), sizeof(sizes));
+    const auto [note_size, count, float_count] = sizes;
+    const auto limit = static_cast<int64_t>(bytes.size());
+    if (note_size < 0 || note_size > limit || count < 1 || count > limit || float_count < 0 || float_count > limit)
+        refuse("a saved conversation", "impossible sizes");
+    if (count > capacity_) refuse("no more positions than the context holds", "more");
+    std::string note(take(static_cast<size_t>(note_size)), static_cast<size_t>(note_size));
+    Positions positions;
+    for (auto [values, size] : {std::pair(&positions.tokens, count), {&positions.codes, count * codes_of_position()}}) {
+        values->resize(static_cast<size_t>(size));
+        std::memcpy(values->data(), take(values->size() * sizeof(int32_t)), values->size() * sizeof(int32_t));
+    }
+    const size_t described = at;
+    std::vector<float> floats(static_cast<size_t>(float_count));
+    std::memcpy(floats.data(), take(floats.size() * sizeof(float)), floats.size() * sizeof(float));
+    const std::string hash = sha256_hex({reinterpret_cast<const uint8_t*>(bytes.data()), described});
+    if (std::string_view(take(hash.size()), hash.size()) != hash || at != bytes.size())
+        refuse("an unaltered saved conversation", "an altered one");
+    check(positions, model_->config);
+    sequence_->load(floats, count);
+    positions_ = std::move(positions);
+    hidden_ = Array(1, model_->config.lm.hidden_size);
+    std::copy_n(floats.begin(), std::min(floats.size(), hidden_.data.size()), hidden_.data.begin());
+    return note;
+}
+
+int64_t State::codes_of_position() const {
+    return model_->config.lm.group_size * model_->config.lm.audio_channels;
 }
 
 const Array& State::hidden() const {

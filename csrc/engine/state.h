@@ -3,6 +3,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <string_view>
 
 #include "backend/backend.h"
 #include "engine/model.h"
@@ -16,7 +18,7 @@ public:
     explicit State(std::shared_ptr<const Model> model, uint64_t seed = 0, uint32_t stream = 0, int64_t context = 0);
 
     const Model& model() const { return *model_; }
-    int64_t length() const { return length_; }  // positions read
+    int64_t length() const { return positions_.count(); }  // positions read
     int64_t capacity() const { return capacity_; }
 
     // Reads more positions. Throws InputError, and changes nothing, if they are none, do not fit or hold unknown tokens
@@ -26,6 +28,18 @@ public:
     // Forgets all positions from `length` on. prefill must follow.
     void rewind(int64_t length);
 
+    const Positions& positions() const { return positions_; }  // all that was read
+
+    // Forgets what is not the beginning of `wanted`, and returns how many of its positions are kept: never all, so that
+    // reading the others makes the conversation exactly `wanted`.
+    int64_t keep(const Positions& wanted);
+
+    // The conversation as bytes, and back, bit for bit: the state of a process, a file, a mapping. note: carried along.
+    // Only a model of the same weights, kernels and sizes restores it. Throws InputError for other bytes, and changes
+    // nothing then; DeviceError if the backend cannot.
+    std::string save(std::string_view note) const;
+    std::string restore(std::span<const char> bytes);  // -> the note
+
     // After the last position read; each throws InputError if there is none.
     const Array& hidden() const;                                // [1, hidden_size], after the final norm
     std::vector<float> text_logits(const Tap& tap = {}) const;  // [vocab_size]
@@ -34,6 +48,7 @@ public:
     Codes decode_patch(const Sampling& sampling, const Tap& tap = {}, const Codes* forced = nullptr);  // [K, G]
 
 private:
+    int64_t codes_of_position() const;
     Draw draw() const { return {.seed = seed_, .stream = stream_, .position = static_cast<uint32_t>(length())}; }
 
     std::shared_ptr<const Model> model_;
@@ -41,7 +56,7 @@ private:
     uint32_t stream_;
     int64_t capacity_;
     std::shared_ptr<Sequence> sequence_;
-    int64_t length_ = 0;
+    Positions positions_;
     Array hidden_;  // of the last position; empty before the first and after a rewind
 };
 

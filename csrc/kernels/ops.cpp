@@ -247,6 +247,26 @@ void KeyValues::forget(int64_t count, int64_t written) {
     }
 }
 
+int64_t KeyValues::saved_size(int64_t written) const {
+    return 2 * heads_ * head_dim_ * ((written + kLanes - 1) / kLanes * kLanes);
+}
+
+void KeyValues::save(int64_t written, float* to) const {
+    const int64_t block = saved_size(written) / (2 * heads_);
+    for (int64_t h = 0; h < heads_; ++h) {
+        std::copy_n(keys_.get() + h * capacity_ * head_dim_, block, to + 2 * h * block);
+        std::copy_n(values_.get() + h * capacity_ * head_dim_, block, to + (2 * h + 1) * block);
+    }
+}
+
+void KeyValues::load(int64_t written, const float* from) {
+    const int64_t block = saved_size(written) / (2 * heads_);
+    for (int64_t h = 0; h < heads_; ++h) {
+        std::copy_n(from + 2 * h * block, block, keys_.get() + h * capacity_ * head_dim_);
+        std::copy_n(from + (2 * h + 1) * block, block, values_.get() + h * capacity_ * head_dim_);
+    }
+}
+
 AttentionHead KeyValues::head(int64_t index) const {
     const int64_t offset = index * capacity_ * head_dim_;
     return {.keys = keys_.get() + offset,

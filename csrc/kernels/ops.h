@@ -74,6 +74,11 @@ public:
     // that sums over keys keep their order.
     void forget(int64_t count, int64_t written);
 
+    // The first `written` positions as floats, and back: saved_size(written) of them, whatever the capacity.
+    int64_t saved_size(int64_t written) const;
+    void save(int64_t written, float* to) const;
+    void load(int64_t written, const float* from);
+
     AttentionHead head(int64_t index) const;
 
 private:

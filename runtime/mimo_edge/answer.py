@@ -77,10 +77,7 @@ class Answer:
             self.underruns = sound.playback.underruns if sound else 0
 
     def _sound_stream(self) -> SoundStream:
-        voice = self.request.voice
-        return SoundStream(
-            self._engine, self._options, None if voice is None else self._engine.core.measure_norms(voice)
-        )
+        return SoundStream(self._engine, self._options, self.request.norms)
 
     def _certain(self, piece: Piece) -> Iterator[Piece]:
         if self.thinking is not None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from mimo_edge import _core
 from mimo_edge._core import InputError
-from mimo_edge.audio import AudioInput, Recording
+from mimo_edge.audio import AudioInput, Recording, Wave
 from mimo_edge.engine import Engine
 from mimo_edge.generation import Generation
 from mimo_edge.limits import ALLOWANCES, THINKING
-from mimo_edge.reply import Codes, Ids
+from mimo_edge.prefix_cache import PrefixCache
+from mimo_edge.reply import Codes, Ids, Norms
 from mimo_edge.request import Options, Request
 
 CoreTurn: TypeAlias = tuple[str, "str | None", "Codes | None"]
 """(role, text, codes [K, T']), as the core's prompt builders take it."""
+
+USER = "<|im_start|>user\n"  # the head of a question (csrc/lm/prompt.cpp)
+ROOM = 512  # positions kept free for a question's answer; old turns leave for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +69,7 @@ class Manner:
     system: str | None = None
     voice: Recording | None = None
 
-    def request(self, engine: Engine, ids: Ids, heard_s: float, voice: Codes | None) -> Request:
+    def request(self, ids: Ids, heard_s: float, norms: Norms | None) -> Request:
         """ids: int32 [K+1, G*P], the prompt. heard_s: seconds of sound in the question, 0 if it was written."""
         task = "spoken_dialogue" if self.speaks else "speech_to_text" if heard_s else "text_chat"
         allowance = ALLOWANCES[task].positions() + (THINKING.positions() if self.thinks else 0)
@@ -75,7 +80,7 @@ class Manner:
             heard_s=heard_s,
             speaks=self.speaks,
             thinks=self.thinks,
-            voice=voice,
+            norms=norms,
         )
 
     def opening(self, engine: Engine, turns: Sequence[CoreTurn], voice: Codes | None) -> Ids:
@@ -99,7 +104,8 @@ def answer(engine: Engine, turns: Sequence[Turn], manner: Manner, options: Optio
     def requests() -> Iterator[Request]:
         voice = encode(engine, manner.voice) if manner.voice else None
         ids = manner.opening(engine, [turn.encode(engine) for turn in opened], voice)
-        yield manner.request(engine, ids, sum(turn.heard_s for turn in opened if turn.role == "user"), voice)
+        heard_s = sum(turn.heard_s for turn in opened if turn.role == "user")
+        yield manner.request(ids, heard_s, engine.norms(voice))
 
     return Generation(engine, requests(), options)
 
@@ -107,17 +113,33 @@ def answer(engine: Engine, turns: Sequence[Turn], manner: Manner, options: Optio
 class Conversation:
     """A dialogue that goes on: what was said stays in the cache, a turn costs only itself.
 
-    After a spoken answer the model stops at <|eostm|>; before the next turn the markup it was trained with is
-    completed by <|im_end|> and a line feed. In parity mode the reference's history is reproduced instead: the raw ids
-    of all turns are put in front of the next prompt and prefilled again, nothing in between.
+    The state holds the beginning (system prompt, voice), then turn after turn, each a question and what was heard of
+    its answer, with the markup the model was trained with completed after it. Whatever has to change, an answer cut
+    short, a turn taken back, old turns that leave, the state keeps the positions that stay true and reads the rest
+    anew, so that it always equals a state that has read nothing else. When the next turn might not fit, whole turns
+    leave, the oldest first, until half of the context is free; the beginning stays.
+
+    In parity mode the reference's history is reproduced instead: the raw ids of all turns are put in front of the next
+    prompt and prefilled again, nothing in between.
     """
 
-    def __init__(self, engine: Engine, manner: Manner, options: Options) -> None:
-        self._engine, self._manner, self._options = engine, manner, options
-        self._state = _core.State(engine.core, options.seed)
-        self._voice: Codes | None = None
+    def __init__(
+        self,
+        engine: Engine,
+        manner: Manner,
+        options: Options,
+        context: int = 0,
+        cache: PrefixCache | None = None,
+    ) -> None:
+        self._engine, self._manner, self._options, self._context = engine, manner, options, context
+        self._cache = cache or PrefixCache()
+        self._state = _core.State(engine.core, options.seed, 0, context)
+        self._head = engine.core.prompt_text(USER)
+        self._beginning: Ids | None = None
+        self._norms: Norms | None = None
+        self._turns: list[Ids] = []
+        self._history_columns = 0  # of ids before the question at hand
         self._running: _Exchange | None = None
-        self._last: _Exchange | None = None
 
     def respond(
         self, audio: AudioInput | None = None, *, text: str | None = None, options: Options | None = None
@@ -129,17 +151,57 @@ class Conversation:
         """
         self._settle()
         turn = OpenTurn.check(self._engine, Turn(role="user", text=text, audio=audio))
-        if self._engine.parity:
-            self._state = _core.State(self._engine.core, self._options.seed)
+        return self._answer(lambda: self._question(turn.encode(self._engine)), turn.heard_s, options)
+
+    def listen(self, *, most_s: float = 30.0) -> Hearing:
+        """Begin to hear a turn while it is spoken; at most `most_s` seconds of it. Raises InputError as `respond`."""
+        self._settle()
+        sosp, _ = self._around_sound()
+        before = np.concatenate([self._history(round(most_s / self._engine.facts.patch_s)), sosp], axis=1)
+        return Hearing(self, _core.Listener(self._state, np.ascontiguousarray(before), most_s), before.shape[1])
+
+    def truncate(self, heard_s: float) -> str:
+        """Take back what was not heard of the last answer, and return the text that is left of it.
+
+        heard_s: seconds of its sound that were played. The answer ends with the last patch heard whole. Raises
+        InputError if there is no complete answer.
+        """
+        last, facts = self._running, self._engine.facts
+        if last is None or not last.generation.finished:
+            raise InputError("conversation: expected a complete answer to cut, got none; cancel it and take its result")
+        ids = last.generation.new_ids
+        patches = np.flatnonzero(ids[0, :: facts.group] == facts.tokens["empty"])
+        heard = int(heard_s / facts.patch_s + 1e-6)
+        if heard < len(patches):
+            ids = ids[:, : 0 if heard == 0 else (int(patches[heard - 1]) + 1) * facts.group]
+            last.said = np.ascontiguousarray(ids)
+        return self._engine.core.extract(ids)[0] if ids.shape[1] else ""
+
+    def forget(self) -> None:
+        """Take back the last question and its answer, as if neither had been said."""
+        if self._running is None and self._turns:
+            self._turns.pop()
+        self._running = None
+
+    @property
+    def length(self) -> int:
+        """Positions that the conversation holds now."""
+        return self._state.length
+
+    def _answer(self, question: Callable[[], Ids], heard_s: float, options: Options | None) -> Generation:
+        """question: the ids of the whole conversation up to the answer, made when the work begins."""
+        group = self._engine.facts.group
 
         def requests() -> Iterator[Request]:
-            if self._voice is None and self._manner.voice:
-                self._voice = encode(self._engine, self._manner.voice)
-            ids = self._prompt(turn.encode(self._engine))
-            yield self._manner.request(self._engine, ids, turn.heard_s, self._voice)
+            ids = question()
+            exchange.question = ids[:, self._history_columns :]
+            if self._engine.parity:
+                self._state.rewind(0)
+            kept = self._state.keep(ids)
+            yield self._manner.request(np.ascontiguousarray(ids[:, kept * group :]), heard_s, self._norms)
 
         generation = Generation(self._engine, requests(), options or self._options, self._state)
-        self._running = _Exchange(generation, self._state.length)
+        self._running = exchange = _Exchange(generation)
         return generation
 
     def _settle(self) -> None:
@@ -149,37 +211,146 @@ class Conversation:
             raise InputError(
                 "conversation: expected the last answer to be complete, got a running one; take its result()"
             )
-        if running and running.generation.failed:
-            self._state.rewind(min(self._state.length, running.began_at))
-        elif running:
-            self._last = running
+        if running and running.generation.finished:
+            said = running.generation.new_ids if running.said is None else running.said
+            parts = [running.question, said] + ([] if self._engine.parity else [self._closing(said)])
+            self._turns.append(np.ascontiguousarray(np.concatenate(parts, axis=1)))
         self._running = None
 
-    def _prompt(self, turn: CoreTurn) -> Ids:
-        """Return the ids to prefill for `turn`, beginning with what the state has not seen of the turn before."""
-        if self._last is None:
-            return self._manner.opening(self._engine, [turn], self._voice)
-        last, began_at = self._last.generation, self._last.began_at
-        said = np.concatenate([last.prompt_ids, last.new_ids], axis=1)
-        followup = self._manner.followup(self._engine, turn)
-        if not self._engine.parity:
-            said = said[:, (self._state.length - began_at) * self._engine.facts.group :]
-            followup = np.concatenate([self._closing(last), followup], axis=1)
-        return np.ascontiguousarray(np.concatenate([said, followup], axis=1))
+    def _question(self, turn: CoreTurn) -> Ids:
+        """Return the ids of the conversation up to the answer to `turn`."""
+        body = self._manner.followup(self._engine, turn)[:, self._head.shape[1] :]
+        history = self._history(body.shape[1] // self._engine.facts.group)
+        return np.ascontiguousarray(np.concatenate([history, body], axis=1))
 
-    def _closing(self, last: Generation) -> Ids:
+    def _history(self, coming: int) -> Ids:
+        """Return all that stands before the next question, whose prompt has `coming` positions; make room for it."""
+        beginning, group = self._begin(), self._engine.facts.group
+        capacity, turns = self._state.capacity, self._turns
+        columns = beginning.shape[1] + sum(turn.shape[1] + self._head.shape[1] for turn in turns)
+        fits = beginning.shape[1] // group + coming < capacity  # else the turn fails, and nothing is to be lost for it
+        if not self._engine.parity and fits and columns // group + coming + min(ROOM, capacity // 4) > capacity:
+            while turns and columns // group + coming > capacity // 2:
+                columns -= turns.pop(0).shape[1] + self._head.shape[1]
+        parts = [beginning]
+        for turn in turns:
+            parts += [turn, self._head]
+        history = np.ascontiguousarray(np.concatenate(parts, axis=1))
+        self._history_columns = history.shape[1]
+        return history
+
+    def _begin(self) -> Ids:
+        """Return the beginning, system prompt and voice and the head of the first turn; prefill it once."""
+        if self._beginning is not None:
+            return self._beginning
+        engine, manner = self._engine, self._manner
+        voice_wave = engine.whole(manner.voice) if manner.voice else None
+        key = PrefixCache.key(json.dumps([manner.system, manner.speaks, manner.thinks]), voice_wave)
+        caches = (manner.system or manner.voice) and not engine.parity
+        note = self._cache.restore(key, self._state) if caches else None
+        if note is not None:
+            self._norms = json.loads(note)
+            self._beginning = self._state.ids()
+            return self._beginning
+        voice = engine.patches(voice_wave) if voice_wave is not None else None
+        self._norms = engine.norms(voice)
+        anything: CoreTurn = ("user", "a", None)
+        follow = manner.followup(engine, anything).shape[1] - self._head.shape[1]
+        self._beginning = np.ascontiguousarray(manner.opening(engine, [anything], voice)[:, :-follow])
+        if caches:
+            self._state.prefill(self._beginning)
+            self._cache.keep(key, self._state, json.dumps(self._norms))
+        return self._beginning
+
+    def _around_sound(self) -> tuple[Ids, Ids]:
+        """What stands between the head of a spoken question and its sound, and between the sound and the answer."""
+        group = self._engine.facts.group
+        silence = np.zeros((self._engine.facts.levels, group), np.int32)
+        body = self._manner.followup(self._engine, ("user", None, silence))[:, self._head.shape[1] :]
+        return body[:, :group], body[:, 2 * group :]
+
+    def _closing(self, said: Ids) -> Ids:
         """Return the ids that complete an answer's markup, whatever stopped it."""
         tokens = self._engine.facts.tokens
-        stopped_at = int(last.new_ids[0, -1])
+        stopped_at = int(said[0, -1]) if said.shape[1] else -1
         if stopped_at == tokens["im_end"]:
             return self._engine.core.prompt_text("\n")
         unfinished = self._manner.speaks and stopped_at != tokens["eostm"]
         return self._engine.core.prompt_text("<|eostm|><|im_end|>\n" if unfinished else "<|im_end|>\n")
 
 
+class Hearing:
+    """A turn being heard. Sound goes in as it comes; `settle` at a pause does the work that the answer needs."""
+
+    def __init__(self, conversation: Conversation, listener: _core.Listener, before: int) -> None:
+        self._conversation, self._listener, self._before = conversation, listener, before
+        self.report = HearingReport()
+
+    def feed(self, wave: Wave, rate_hz: int) -> int:
+        """wave float32 [S], any length and rate. Returns the samples taken, fewer when the longest turn is reached."""
+        return self._listener.feed(wave, rate_hz)
+
+    @property
+    def heard_s(self) -> float:
+        return self._listener.heard_s
+
+    def settle(self) -> HearingReport:
+        """Encode and prefill what has been heard, exactly as if the turn ended here; it may go on. Any number of times.
+
+        Raises InputError if there is too little sound for one frame of it.
+        """
+        positions, kept, redone, encode_s, prefill_s = self._listener.settle()
+        before = self.report
+        self.report = HearingReport(
+            positions=positions,
+            kept=kept,
+            redone=redone,
+            heard_s=self._listener.heard_s,
+            broken_samples=self._listener.broken_samples,
+            settled=before.settled + 1,
+            encode_s=encode_s,
+            prefill_s=prefill_s,
+        )
+        return self.report
+
+    def respond(self, options: Options | None = None) -> Generation:
+        """End the turn here and answer it. If the person goes on all the same, `retract` and feed on."""
+        conversation = self._conversation
+        conversation._settle()
+
+        def question() -> Ids:
+            self.settle()
+            _, after = conversation._around_sound()
+            return np.ascontiguousarray(np.concatenate([conversation._state.ids(), after], axis=1))
+
+        return conversation._answer(question, self.heard_s, options)
+
+    def retract(self) -> None:
+        """Take back the answer of which nothing was heard; the turn goes on."""
+        self._conversation.forget()
+
+
 @dataclass(frozen=True, slots=True)
+class HearingReport:
+    """What the last settle did: positions up to the end of the sound, those of them that were read before and stayed,
+    those rolled back because their codes had changed, seconds heard, samples that were NaN or infinite, settles so far,
+    and the seconds that encoding and reading took.
+    """
+
+    positions: int = 0
+    kept: int = 0
+    redone: int = 0
+    heard_s: float = 0.0
+    broken_samples: int = 0
+    settled: int = 0
+    encode_s: float = 0.0
+    prefill_s: float = 0.0
+
+
+@dataclass(slots=True)
 class _Exchange:
-    """A question with its answer. began_at: positions the state held before the question."""
+    """A question with its answer: ids of both. said: the part of the answer that was heard, None = all of it."""
 
     generation: Generation
-    began_at: int
+    question: Ids = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    said: Ids | None = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mimo_edge import _core
 from mimo_edge._core import InputError
 from mimo_edge.audio import AudioInput, Recording, Wave, open_audio
-from mimo_edge.reply import Codes
+from mimo_edge.reply import Codes, Norms
 
 Tap: TypeAlias = Callable[[str, NDArray[Any]], None]
 """Called with (stage name, array) at every named boundary, in order of flow."""
@@ -47,7 +47,7 @@ class Facts:
     empty_code: int
     tokens: dict[str, int]
     marks: frozenset[int]
-    norms: list[list[float]] | None
+    norms: Norms | None
 
     @staticmethod
     def read(config: dict[str, Any]) -> Facts:
@@ -136,6 +136,10 @@ class Engine:
     def patches(self, wave: Wave) -> Codes:
         """wave float32 [S] at the codec's rate -> codes int32 [K, T'], T' a multiple of G."""
         return whole_patches(self.codes(wave), self.facts.levels, self.facts.group)
+
+    def norms(self, voice: Codes | None) -> Norms | None:
+        """Return what a streamed voice begins with, from codes int32 [K, T] of it; parity mode has no use for them."""
+        return None if voice is None or self.parity else self.core.measure_norms(voice)
 
     def sound(self, codes: Codes) -> Wave:
         """codes int32 [n, T] -> wave float32 [S], in independent pieces of 1500 code frames like the reference."""

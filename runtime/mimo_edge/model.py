@@ -16,6 +16,7 @@ from mimo_edge.conversation import Conversation, Manner, Turn, answer, encode
 from mimo_edge.engine import Engine, Tap
 from mimo_edge.generation import Generation
 from mimo_edge.limits import ALLOWANCES, THINKING
+from mimo_edge.prefix_cache import PrefixCache
 from mimo_edge.reply import Codes
 from mimo_edge.request import Options, Request
 from mimo_edge.templates import asr_template, tts_template
@@ -101,7 +102,9 @@ class Model:
             ids = engine.core.prompt_tts(text, instruction, instruct, spoken, not natural, engine.parity)
             allowance = ALLOWANCES["tts"].positions(tokens=len(engine.core.tokenize(text)))
             allowance += THINKING.positions() if thinks else 0
-            yield Request(task="tts", ids=ids, allowance=allowance, speaks=True, thinks=thinks, voice=spoken)
+            yield Request(
+                task="tts", ids=ids, allowance=allowance, speaks=True, thinks=thinks, norms=engine.norms(spoken)
+            )
 
         return Generation(engine, requests(), options)
 
@@ -149,10 +152,16 @@ class Model:
         voice: AudioInput | None = None,
         speaks: bool = True,
         thinking: bool = False,
+        context: int = 0,
+        cache: PrefixCache | None = None,
         options: Options = DEFAULTS,
     ) -> Conversation:
-        """Start a dialogue that keeps its cache from turn to turn. speaks: answers are sound, else writing."""
-        return Conversation(self.engine, self._manner(speaks, thinking, system, voice), options)
+        """Start a dialogue that keeps its cache from turn to turn.
+
+        speaks: answers are sound, else writing. context: positions to remember at most, 0 = what the model can. cache:
+        where system prompt and voice, once prefilled, are kept for other conversations.
+        """
+        return Conversation(self.engine, self._manner(speaks, thinking, system, voice), options, context, cache)
 
     def convert(
         self, audio: AudioInput, examples: Sequence[Example], instruction: str, *, options: Options = DEFAULTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,6 +16,10 @@ Codes: TypeAlias = NDArray[np.int32]
 """int32 [levels, code frames] at 25 Hz."""
 Ids: TypeAlias = NDArray[np.int32]
 """int32 [levels + 1, G * positions]: row 0 the text ids (one a position, then filler), rows 1.. the codes."""
+
+
+Norms: TypeAlias = Sequence[Sequence[float]]
+"""[[mean, variance], [mean, variance]] of the codec decoder's two GroupNorms."""
 
 
 @dataclass(frozen=True, slots=True)

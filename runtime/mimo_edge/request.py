@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mimo_edge._core import InputError, Sampling
-from mimo_edge.reply import Codes, Ids
+from mimo_edge.reply import Ids, Norms
 
 LOOK_AHEAD_FRAMES = 4  # one patch; chosen from the curve in docs/streaming.md
 
@@ -42,7 +42,8 @@ class Request:
 
     task: names the samplers and stop tokens (`_core.Model.task`). ids: int32 [K+1, G*P]. allowance: positions the
     runaway guard allows. heard_s: seconds of sound in the question. speaks: the reply is sound. thinks: it begins
-    with thoughts. voice: codes int32 [K, T] of the voice to speak with, if one was given.
+    with thoughts. norms: statistics of the voice to speak with
+    (Engine.norms), if one was given.
     """
 
     task: str
@@ -51,4 +52,4 @@ class Request:
     heard_s: float = 0.0
     speaks: bool = False
     thinks: bool = False
-    voice: Codes | None = None
+    norms: Norms | None = None

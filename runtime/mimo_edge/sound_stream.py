@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from mimo_edge import _core
 from mimo_edge._core import InputError
 from mimo_edge.audio import Wave
 from mimo_edge.engine import Engine
-from mimo_edge.reply import Codes
+from mimo_edge.reply import Codes, Norms
 from mimo_edge.request import Options
 
 LEFT_OVERLAP_FRAMES, RIGHT_OVERLAP_FRAMES = 250, 40  # defaults of streaming_decode upstream
@@ -27,9 +26,6 @@ PARITY_PATCHES = 12  # collected for a push of it; 1.9 s
 MOST_PATCHES = 12  # collected for a push while the listener has enough to hear
 SEED_FRAMES = 25.0  # code frames a seeded norm counts its prior for: docs/streaming.md
 NORM_WEIGHTS = {"running": 0.0, "seeded": SEED_FRAMES, "frozen": math.inf}
-
-Norms: TypeAlias = Sequence[Sequence[float]]
-"""[[mean, variance], [mean, variance]] of the decoder's two GroupNorms."""
 
 
 class Playback:
