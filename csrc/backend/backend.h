@@ -3,11 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/array.h"
+#include "base/rng.h"
+#include "base/sampling.h"
 #include "base/tap.h"
 
 namespace mimo {
@@ -35,6 +38,11 @@ public:
     // length: positions read. Throws DeviceError where a backend cannot.
     virtual std::vector<float> save() const;
     virtual void load(std::span<const float> saved, int64_t length);
+
+    // For hardware that can choose where the scores are, by the same rules and random numbers: the token after the last
+    // position (removed: tokens that may not come out), and the patch [K, G]. Nothing: the core asks for scores instead.
+    virtual std::optional<int32_t> sample_token(const Sampling&, std::span<const int32_t>, const Draw&) { return {}; }
+    virtual std::optional<Codes> decode_patch(const Sampling&, const Draw&) { return {}; }
 };
 
 // Shared by all conversations and threads.

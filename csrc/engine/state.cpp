@@ -145,6 +145,10 @@ Array State::local_hidden() const {
 }
 
 int32_t State::sample_token(const Sampling& sampling, std::span<const int32_t> removed, const Tap& tap) const {
+    hidden();
+    if (!tap) {
+        if (const auto token = sequence_->sample_token(sampling, removed, draw())) return *token;
+    }
     return sample(text_logits(tap), sampling, removed, draw());
 }
 
@@ -154,6 +158,9 @@ Codes State::decode_patch(const Sampling& sampling, const Tap& tap, const Codes*
         tap("backbone.local_hidden", {input.cols}, input.data.data());
     }
     hidden();
+    if (!tap && !forced) {
+        if (auto patch = sequence_->decode_patch(sampling, draw())) return std::move(*patch);
+    }
     return mimo::decode_patch(*sequence_, model_->config.lm, sampling, draw(), forced, tap);
 }
 

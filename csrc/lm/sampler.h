@@ -7,15 +7,9 @@
 #include <vector>
 
 #include "base/rng.h"
+#include "base/sampling.h"
 
 namespace mimo {
-
-struct Sampling {
-    bool sample = false;  // false: the best candidate
-    float temperature = 1.0f;
-    int64_t top_k = 0;   // keep the k best and whatever ties with the last of them; 0: all
-    float top_p = 0.0f;  // keep the best candidates that together reach p; outside (0, 1]: all
-};
 
 // Scaled logits, -infinity where a candidate is filtered. Throws InputError on a temperature that is not above 0.
 std::vector<float> filter_scores(std::span<const float> logits, const Sampling& sampling);
