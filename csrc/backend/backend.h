@@ -40,7 +40,8 @@ public:
     virtual void load(std::span<const float> saved, int64_t length);
 
     // For hardware that can choose where the scores are, by the same rules and random numbers: the token after the last
-    // position (removed: tokens that may not come out), and the patch [K, G]. Nothing: the core asks for scores instead.
+    // position (removed: tokens that may not come out), and the patch [K, G]. Nothing: the core asks for scores
+    // instead.
     virtual std::optional<int32_t> sample_token(const Sampling&, std::span<const int32_t>, const Draw&) { return {}; }
     virtual std::optional<Codes> decode_patch(const Sampling&, const Draw&) { return {}; }
 };
