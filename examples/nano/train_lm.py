@@ -7,7 +7,7 @@ Losses: next token (0.3 where a patch follows, which is nearly certain), codes o
 others as 6 : 3 : 1), and three that are thrown away: character CTC where a driver is heard, the phones that the next
 patch says, and guided attention (where the guided heads should look while reading aloud or writing down). A share of
 the spoken history is hidden, and a little is wrong, so that speech is planned from text. CKPT also holds the running
-average of the weights, which is what gets evaluated and exported; the learning rate stays constant unless --cool is
+average of the weights, which is what gets evaluated and exported; the learning rate stays constant unless --minutes is
 given, so training may stop and go on at any time.
 """
 
@@ -48,15 +48,15 @@ MIXES = {
         "voiced": 3,
     },
     "speak": {
-        "transcribe": 12,
-        "understand": 4,
+        "transcribe": 10,
+        "understand": 3,
         "reply": 3,
         "text": 1,
-        "speak": 56,
-        "dialogue": 16,
+        "speak": 62,
+        "dialogue": 14,
         "voice": 3,
         "style": 2,
-        "voiced": 3,
+        "voiced": 2,
     },
 }
 LEVEL_WEIGHTS = torch.tensor([6.0, 3, 1, 1, 1, 1, 1, 1]) / 12  # the first two carry the words
@@ -323,7 +323,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, required=True, help="stop when this many steps are done in all")
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--rate", type=float, default=1.5e-3)
-    p.add_argument("--cool", type=int, default=0, help="let the rate fall to 0 over the last steps, this many")
+    p.add_argument("--minutes", type=float, help="finish in this time, the rate falling to 0 on the way")
     args = p.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
@@ -347,14 +347,25 @@ def main() -> None:
     sums: dict[str, float] = defaultdict(float)
     began = time.process_time()
     ready: list[list[Sample]] = []
+
+    def keep() -> None:
+        kept = {"lm": model.state_dict(), "aids": aids.state_dict(), "optimiser": optimiser.state_dict()}
+        torch.save(kept | {"average": average, "step": step}, args.ckpt.with_suffix(".new"))
+        args.ckpt.with_suffix(".new").replace(args.ckpt)
+
+    left, started = 1.0, time.monotonic()
     while step < args.steps:
+        if args.minutes:
+            left = 1.0 - (time.monotonic() - started) / 60 / args.minutes
+            if left <= 0.0:
+                break
         if not ready:
             drawn = sorted((tasks.draw(MIXES[args.mix]) for _ in range(8 * args.batch)), key=lambda s: len(s.ids))
             ready = [drawn[i : i + args.batch] for i in range(0, len(drawn), args.batch)]
             tasks.r.shuffle(ready)
         batch = collate(ready.pop(), tasks.r, pad, empty)
         for group in optimiser.param_groups:
-            group["lr"] = args.rate * min(1.0, (step + 1) / 150, (args.steps - step) / max(1, args.cool))
+            group["lr"] = args.rate * min(1.0, (step + 1) / 150) * left
         with torch.autocast("cpu", torch.bfloat16):
             found = losses(model, aids, batch)
         loss = sum(found[k] * w for k, w in WEIGHTS.items())
@@ -373,10 +384,9 @@ def main() -> None:
             line = "  ".join(f"{k} {v:.3f}" for k, v in sums.items())
             print(f"{args.mix} {step}/{args.steps} cpu {time.process_time() - began:.0f} s  {line}", flush=True)
             sums.clear()
-        if step % 100 == 0 or step == args.steps:
-            kept = {"lm": model.state_dict(), "aids": aids.state_dict(), "optimiser": optimiser.state_dict()}
-            torch.save(kept | {"average": average, "step": step}, args.ckpt.with_suffix(".new"))
-            args.ckpt.with_suffix(".new").replace(args.ckpt)
+        if step % 100 == 0:
+            keep()
+    keep()
 
 
 if __name__ == "__main__":
