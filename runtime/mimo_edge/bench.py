@@ -169,6 +169,8 @@ class _Bench:
         text = model.tokenize("a" * 4)[:1]
         prompt = np.tile(model.prompt_text(model.detokenize(text)), (1, self._context))[:, : self._context * group]
         state = _core.State(model, context=min(self._context + 64, lm["max_position_embeddings"]))
+        state.prefill(prompt[:, :group])  # touches the weights
+        state.rewind(0)
         self._time("prefill", lambda: state.prefill(prompt), runs=1)
         patch = np.stack([self._random.integers(0, size - 1, group) for size in lm["speech_vocab_size"]])
         position = model.prompt_audio(patch.astype(np.int32), False)

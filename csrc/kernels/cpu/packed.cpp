@@ -25,7 +25,6 @@ constexpr bool kWide = MIMO_VECTOR_BYTES == 64;
 constexpr int kSingleBlocks = kWide ? 4 : 1;  // for one input: enough sums to hide latency
 constexpr int kTileBlocks = kWide ? 2 : 1;
 constexpr int kTileInputs = kWide ? 12 : 4;
-constexpr int64_t kAhead = 1024;  // bytes of prefetch
 
 inline Int spread(const int8_t* four_bytes) {
     int32_t word;
@@ -54,7 +53,6 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
                 const uint8_t* at =
                     weights + (v / kPieces * chunks + k) * kBlockBytes + v % kPieces * MIMO_VECTOR_BYTES;
                 bytes[v] = load<Int>(at);
-                __builtin_prefetch(at + kAhead);
             }
             for (int c = 0; c < C; ++c) {
                 for (int p = 0; p < planes; ++p) {
@@ -95,13 +93,13 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
     }
 }
 
-// All rows of x against B blocks, C rows at a time, what is left in smaller tiles.
+// All rows of x against B blocks, C rows at a time, what is left in tiles of powers of two.
 template <DType type, int planes, int B, int C>
 void rows_of_tiles(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, const float* bias, float* y,
                    int64_t y_stride) {
     for (; row + C <= x.rows; row += C) tile<type, planes, B, C>(x, row, w, block, bias, y, y_stride);
     if constexpr (C > 1) {
-        constexpr int next = C > 4 ? 4 : C / 2;
+        constexpr int next = std::bit_floor(C - 1u);
         if (row < x.rows) rows_of_tiles<type, planes, B, next>(x, row, w, block, bias, y, y_stride);
     }
 }
