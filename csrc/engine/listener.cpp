@@ -69,11 +69,12 @@ int64_t Listener::feed(std::span<const float> wav, int64_t rate_hz) {
 Listener::Report Listener::settle() {
     const Model& model = state_->model();
     const auto started = Clock::now();
-    if (dirty_) codes_ = encode();
+    const bool encodes = dirty_;
+    if (encodes) codes_ = encode();
     dirty_ = false;
     Positions now = before_;
     append(now, model.prompts.audio(codes_, false));
-    Report report = {.positions = now.count(), .encode_s = seconds_since(started)};
+    Report report = {.positions = now.count(), .encode_s = encodes ? seconds_since(started) : 0};
     if (now.count() > state_->capacity()) {
         throw InputError(message("listener: expected at most ", state_->capacity(), " positions, got ", now.count(),
                                  "; speak shorter or let old turns go"));

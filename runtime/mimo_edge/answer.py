@@ -53,8 +53,8 @@ class Answer:
         reason = self._core.reason
         return "guard" if reason == "max_length" and self._limit_is_guard else reason
 
-    def pieces(self, streams: bool, count: Callable[[], None]) -> Iterator[Piece]:
-        """Generate; yield what becomes certain. count is called after every position."""
+    def pieces(self, streams: bool, count: Callable[[bool], None]) -> Iterator[Piece]:
+        """Generate; yield what becomes certain. count is called after every position: was it speech?"""
         text, sound = TextStream(self.request.thinks), self._sound_stream() if streams else None
         tokens, core = self._engine.facts.tokens, self._engine.core
         speaking = self.request.speaks and not self.request.thinks
@@ -62,7 +62,7 @@ class Answer:
         while (step := self._core.next(self._listener(first, spoken))) is not None:
             token, patch = step
             first, spoken = False, spoken or patch is not None
-            count()
+            count(patch is not None)
             if token in (tokens["sostm"], tokens["eostm"]):
                 speaking = self.request.speaks and token == tokens["sostm"]
             if token not in self._engine.facts.marks:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from mimo_edge import Error, __version__, commands
+from mimo_edge import Error, __version__, commands, listen
 from mimo_edge.backend import BACKENDS
 from mimo_edge.request import LOOK_AHEAD_FRAMES
 
@@ -243,6 +243,12 @@ def _add_sound(add: _Adder) -> None:
     chat.add_argument("--text-out", action="store_true", help="answers are written, not spoken")
     chat.add_argument("--thinking", action="store_true", help="with --text-out: reason first")
     _add_out(chat)
+    live = add.generating(
+        "listen", listen.run, "Talk live: microphone and loudspeaker, or files as both; says what each turn took.",
+        "listen --bundle bundle --voice me.wav --cache voices\n"
+        "listen --simulate hello.wav then.wav --out answers.wav --report latency.json",
+    )  # fmt: skip
+    listen.add_arguments(live)
     convert = add.generating(
         "convert", commands.convert, "Do to a recording what examples show: voice, style, editing, translation (Base).",
         'convert me.wav --example a.wav "What a says." b.wav --instruction "Convert the timbre." -o out.wav',

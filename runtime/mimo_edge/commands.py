@@ -39,7 +39,7 @@ def demo(arguments: argparse.Namespace) -> int:
     generation = model.respond(command, options=_options(model, "spoken_dialogue", arguments))
     facts = {"heard": heard.text, **_keep(arguments, model, _finish(generation, "answering", arguments))}
     if arguments.json:
-        _print_json(facts)
+        print_json(facts)
     elif model.config.get("trained") is False:
         print("note: this bundle holds random weights, so the words are chance and the voice is noise")
     return 0
@@ -70,7 +70,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     with ProgressBar(None, "", "checking"):
         config = mimo_edge.load(path, check=arguments.check).config
     if arguments.json:
-        _print_json(config)
+        print_json(config)
         return 0
     print(f"{config['name']}: {config['variant']} model, {config['format']} revision {config['revision']}")
     print(f"folder     {path}\nmade by    {config['producer']}")
@@ -106,7 +106,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     facts = {**model.config, "decoder_norms": norms}
     replace_file(path, (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode())
     if arguments.json:
-        _print_json(norms)
+        print_json(norms)
     else:
         print(f"calibrated {path} from {sum(seconds):.0f} s of speech")
     return 0
@@ -128,7 +128,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if arguments.out:
         replace_file(arguments.out, ("\n".join(lines) + "\n").encode())
     if arguments.json:
-        _print_json(results if several else results[0])
+        print_json(results if several else results[0])
     elif not arguments.out and not arguments.stream:
         print("\n".join(lines))
     return 0
@@ -201,7 +201,7 @@ def chat(arguments: argparse.Namespace) -> int:
         _print_text(arguments, reply)
         results.append({"file": audio, **_keep(arguments, model, reply)})
     if arguments.json:
-        _print_json(results if several else results[0])
+        print_json(results if several else results[0])
     return 0
 
 
@@ -295,7 +295,7 @@ def _deliver(arguments: argparse.Namespace, model: Model, reply: Reply) -> None:
     _print_text(arguments, reply)
     facts = _keep(arguments, model, reply)
     if arguments.json:
-        _print_json(facts)
+        print_json(facts)
 
 
 def _keep(arguments: argparse.Namespace, model: Model, reply: Reply) -> dict[str, Any]:
@@ -349,12 +349,12 @@ def _report(reply: Reply, out: str | None = None) -> None:
 
 def _print_made(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
     if arguments.json:
-        _print_json({"out": str(arguments.out), **facts})
+        print_json({"out": str(arguments.out), **facts})
     else:
         print(f"wrote {arguments.out}: " + ", ".join(f"{value} {name}" for name, value in facts.items()))
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     json.dump(value, sys.stdout, ensure_ascii=False, indent=1)
     print()
 

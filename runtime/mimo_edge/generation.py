@@ -27,7 +27,7 @@ class Generation:
         self._pieces: Iterator[Piece] | None = None
         self._reply: Reply | None = None
         self._watch: Callable[[Generation], None] | None = None
-        self._clock = Clock()
+        self.clock = Clock()
         self.positions = 0
         """New positions so far."""
 
@@ -86,7 +86,7 @@ class Generation:
             raise
 
     def _run(self, streams: bool) -> Iterator[Piece]:
-        self._clock.start()
+        self.clock.start()
         text = ""
         for request in self._requests:
             answer = Answer(self._engine, request, self._options, self._state, len(self._answers))
@@ -97,14 +97,14 @@ class Generation:
                     piece = replace(piece, text=_joint(before, piece.text) + piece.text)
                     before = ""
                 text += piece.text
-                self._clock.saw(piece)
+                self.clock.saw(piece)
                 yield piece
             if self._cancelled:
                 break
         self._reply = self._whole(text)
 
-    def _count(self) -> None:
-        self._clock.saw_position()
+    def _count(self, spoken: bool) -> None:
+        self.clock.saw_position(spoken)
         self.positions += 1
         if self._cancelled:
             self._answers[-1].cancel()
@@ -119,7 +119,7 @@ class Generation:
             text=last.parity_text if self._engine.parity else text,
             audio=last.audio,
             codes=last.codes,
-            timings=self._clock.timings(audio_s, last.underruns),
+            timings=self.clock.timings(audio_s, last.underruns),
             stop_reason=next((a.stop_reason for a in self._answers if a.stop_reason != "stop token"), "stop token"),
             thinking=last.thinking,
         )

@@ -65,12 +65,15 @@ class Clock:
         self._position_s: float | None = None
         self._text_s: float | None = None
         self._audio_s: float | None = None
+        self.first_patch_s: float | None = None
 
     def start(self) -> None:
         self._started = time.perf_counter()
 
-    def saw_position(self) -> None:
+    def saw_position(self, spoken: bool) -> None:
         self._position_s = self._position_s or self._now()
+        if spoken:
+            self.first_patch_s = self.first_patch_s or self._now()
 
     def saw(self, piece: Piece) -> None:
         if piece.text:

@@ -21,7 +21,7 @@ from mimo_edge.cli import main
 from mimo_edge.verify.goldens import Goldens
 
 COMMANDS = ["demo", "build", "verify", "calibrate", "inspect", "transcribe", "speak", "understand"]
-COMMANDS += ["chat", "text", "convert", "continue", "encode", "decode"]
+COMMANDS += ["chat", "listen", "text", "convert", "continue", "encode", "decode"]
 
 
 @pytest.fixture(scope="module")
