@@ -30,7 +30,7 @@ from mimo_edge.request import Options
 
 def demo(arguments: argparse.Namespace) -> int:
     """Hear a command, answer it in text and voice."""
-    model = _open(arguments)
+    model = open_model(arguments)
     command = arguments.audio or str(mimo_edge.demo_command())
     arguments.stream = True  # the point of the demo is how soon it speaks
     _say(arguments, "heard:    ")
@@ -114,7 +114,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
 
 def transcribe(arguments: argparse.Namespace) -> int:
     """Write down what is said, file by file."""
-    model = _open(arguments)
+    model = open_model(arguments)
     options = _options(model, "asr", arguments)
     several = len(arguments.audio) > 1
     lines, results = [], []
@@ -136,7 +136,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
 
 def understand(arguments: argparse.Namespace) -> int:
     """Answer a question about a recording."""
-    model = _open(arguments)
+    model = open_model(arguments)
     options = _options(model, "audio_understanding", arguments)
     generation = model.understand(arguments.audio, arguments.question, thinking=arguments.thinking, options=options)
     _deliver(arguments, model, _finish(generation, "listening", arguments))
@@ -145,7 +145,7 @@ def understand(arguments: argparse.Namespace) -> int:
 
 def text(arguments: argparse.Namespace) -> int:
     """Write with the model: one message, or line by line on a terminal."""
-    model = _open(arguments)
+    model = open_model(arguments)
     conversation = model.conversation(
         system=arguments.system,
         speaks=False,
@@ -166,7 +166,7 @@ def text(arguments: argparse.Namespace) -> int:
 
 def speak(arguments: argparse.Namespace) -> int:
     """Read text aloud."""
-    model = _open(arguments)
+    model = open_model(arguments)
     generation = model.speak(
         sys.stdin.read() if arguments.text == "-" else arguments.text,
         instruct=arguments.instruct,
@@ -181,7 +181,7 @@ def speak(arguments: argparse.Namespace) -> int:
 
 def chat(arguments: argparse.Namespace) -> int:
     """Talk: every file is a turn."""
-    model = _open(arguments)
+    model = open_model(arguments)
     task = "speech_to_text" if arguments.text_out else "spoken_dialogue"
     if arguments.thinking and not arguments.text_out:
         raise InputError("chat: expected --thinking together with --text-out; spoken answers do not think first")
@@ -207,7 +207,7 @@ def chat(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Do to a recording what examples show."""
-    model = _open(arguments)
+    model = open_model(arguments)
     examples = [Example(source, words, target) for source, words, target in arguments.example]
     options = _options(model, "in_context", arguments)
     generation = model.convert(arguments.audio, examples, arguments.instruction, options=options)
@@ -217,7 +217,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def continue_speech(arguments: argparse.Namespace) -> int:
     """Go on speaking where a recording stops."""
-    model = _open(arguments)
+    model = open_model(arguments)
     options = _options(model, "continuation", arguments)
     generation = model.continue_speech(arguments.audio, seconds=arguments.seconds, options=options)
     _deliver(arguments, model, _finish(generation, "speaking", arguments))
@@ -226,7 +226,7 @@ def continue_speech(arguments: argparse.Namespace) -> int:
 
 def encode(arguments: argparse.Namespace) -> int:
     """Turn sound into codes."""
-    model = _open(arguments)
+    model = open_model(arguments)
     with ProgressBar(None, "", "encoding"):
         codes = model.encode(arguments.audio)
     buffer = io.BytesIO()
@@ -239,7 +239,7 @@ def encode(arguments: argparse.Namespace) -> int:
 def decode(arguments: argparse.Namespace) -> int:
     """Turn codes back into sound."""
     codes = _read_codes(Path(arguments.codes))[: arguments.levels]
-    model = _open(arguments)
+    model = open_model(arguments)
     with ProgressBar(None, "", "decoding"):
         wave = model.decode(codes)
     write_wav(arguments.out, wave, model.rate_hz)
@@ -247,7 +247,7 @@ def decode(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open(arguments: argparse.Namespace) -> Model:
+def open_model(arguments: argparse.Namespace) -> Model:
     tap = Dump(arguments.dump) if arguments.dump else None
     parity = getattr(arguments, "parity", False)
     with ProgressBar(None, "", "opening the bundle"):

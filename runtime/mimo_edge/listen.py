@@ -99,7 +99,9 @@ def run_devices(taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int) -> Non
 
 def run(arguments: argparse.Namespace) -> int:
     """Open the bundle, talk, report."""
-    model = mimo_edge.load(arguments.bundle, threads=arguments.threads)
+    from mimo_edge.commands import open_model, print_json  # which the command line imports beside this module
+
+    model = open_model(arguments)
     cache = PrefixCache(arguments.cache)
     options = Options(seed=arguments.seed, look_ahead=arguments.look_ahead, max_new_tokens=arguments.max_new_tokens)
     talk = model.conversation(
@@ -127,20 +129,18 @@ def run(arguments: argparse.Namespace) -> int:
     wall_s = time.perf_counter() - started
     report = latency.summarise(taker.turns, loudspeaker.underruns, loudspeaker.silenced, wall_s)
     report["latest_block_ms"] = round(1000 * late, 1)
-    _tell(report, taker, arguments)
-    return 0
-
-
-def _tell(report: dict[str, Any], taker: TurnTaker, arguments: argparse.Namespace) -> None:
     if arguments.report:
         latency.write(arguments.report, report, taker.turns)
     if arguments.plot:
         latency.plot(arguments.plot, taker.turns)
     if arguments.json:
-        from mimo_edge.commands import print_json  # which imports this module
-
         print_json(report)
-        return
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: dict[str, Any]) -> None:
     print("\n" + latency.table(report))
     rest = {name: value for name, value in report.items() if name != "latency_ms"}
     print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in rest.items()))

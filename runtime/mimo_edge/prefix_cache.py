@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimo_edge import _core
-from mimo_edge._core import InputError
+from mimo_edge._core import DeviceError, InputError
 from mimo_edge.audio import Wave, replace_file
 
 Saved: TypeAlias = "bytes | NDArray[np.uint8]"
@@ -49,8 +49,11 @@ class PrefixCache:
         return None
 
     def keep(self, key: str, state: _core.State, note: str) -> None:
-        """Keep what `state` has read, with a note."""
-        saved = state.save(note)
+        """Keep what `state` has read, with a note; nothing where the backend cannot save a conversation."""
+        try:
+            saved = state.save(note)
+        except DeviceError:
+            return
         self._remember(key, saved)
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -415,3 +415,16 @@ def test_two_conversations_at_once_equal_each_alone(model: Model) -> None:
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
     stalled.result()
+
+
+def test_a_backend_that_cannot_save_has_no_cached_beginnings() -> None:
+    class Unsaved(PrefixCache):
+        def keep(self, key: str, state: Any, note: str) -> None:
+            class Refuses:
+                def save(self, note: str) -> bytes:
+                    raise mimo_edge.DeviceError("save: cannot")
+
+            super().keep(key, Refuses(), note)  # type: ignore[arg-type]
+
+    talk = TRAINED.conversation(system="Be brief.", cache=Unsaved(), options=GREEDY)
+    assert talk.respond(text="hello").result().stop_reason
