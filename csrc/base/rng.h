@@ -7,7 +7,7 @@
 
 namespace mimo {
 
-inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+constexpr std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     for (int round = 0; round < 10; ++round) {
         const uint64_t a = uint64_t{0xD2511F53} * counter[0];
         const uint64_t b = uint64_t{0xCD9E8D57} * counter[2];
@@ -28,7 +28,7 @@ struct Draw {
     uint32_t level = 0;     // RVQ level + 1; 0 for text
 
     // Uniform in [0, 1) with 53 random bits.
-    double uniform() const {
+    constexpr double uniform() const {
         const auto r = philox4x32({stream, position, step, level},
                                   {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
         const uint64_t bits = (uint64_t{r[0]} << 32 | r[1]) >> 11;

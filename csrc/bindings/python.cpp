@@ -609,13 +609,13 @@ PYBIND11_MODULE(_core, module) {
         .def_static(
             "open",
             [](const std::string& path, int threads, bool check, const std::optional<std::string>& kernels,
-               const py::object& backend) {
-                OpenOptions options = {threads, check, kernels ? kernels->c_str() : nullptr, nullptr};
+               const py::object& backend, const std::string& device) {
+                OpenOptions options = {threads, check, kernels ? kernels->c_str() : nullptr, nullptr, device};
                 if (!backend.is_none()) options.backend = std::make_shared<PythonBackend>(backend);
                 return std::const_pointer_cast<Model>(without_gil([&] { return Model::open(path, options); }));
             },
             py::arg("path"), py::arg("threads") = 0, py::arg("check") = false, py::arg("kernels") = py::none(),
-            py::arg("backend") = py::none())
+            py::arg("backend") = py::none(), py::arg("device") = "cpu")
         .def_property_readonly("config_json", [](const Model& m) { return m.bundle_json; })
         .def("read_bandwidth",
              [](const Model& m) { return without_gil([&] { return read_bandwidth(m.context().pool); }); })

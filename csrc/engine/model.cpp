@@ -1,8 +1,10 @@
 #include "engine/model.h"
 
 #include <algorithm>
+#include <charconv>
 #include <typeinfo>
 
+#include "cuda/open.h"
 #include "engine/native.h"
 #include "io/sha256.h"
 
@@ -12,6 +14,29 @@ namespace {
 int thread_count(int asked) {
     if (asked < 0 || asked > 1024) throw InputError(message("open: expected 0 to 1024 threads, got ", asked));
     return asked > 0 ? asked : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+// The index behind "cuda:"; -1 if `name` is no CUDA device.
+int cuda_index(std::string_view name) {
+    if (name == "cuda") return 0;
+    int index = -1;
+    if (name.starts_with("cuda:")) {
+        const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), index);
+        if (error != std::errc() || end != name.data() + name.size()) return -1;
+    }
+    return index;
+}
+
+std::shared_ptr<const Backend> backend_of(const Model& model, const Bundle& bundle, const Pool& pool,
+                                          const OpenOptions& options) {
+    if (options.backend) return options.backend;
+    const auto native = std::make_shared<Native>(model);
+    if (options.device == "cpu") return native;
+    const int index = cuda_index(options.device);
+    if (index < 0) {
+        throw InputError(message("open: expected the device cpu, cuda or cuda:INDEX, got '", options.device, "'"));
+    }
+    return open_cuda({bundle.config(), bundle.lm(), pool, native, index});
 }
 
 Linear text_head_of(const LmConfig& lm, const Weights& weights) {
@@ -29,7 +54,7 @@ Model::Model(const std::filesystem::path& folder, const OpenOptions& options)
     : bundle_(folder, options.check),
       pool_(thread_count(options.threads)),
       kernels_(choose_kernels(options.kernels)),
-      backend_(options.backend ? options.backend : std::make_shared<Native>(*this)),
+      backend_(backend_of(*this, bundle_, pool_, options)),
       config(bundle_.config()),
       bundle_json(bundle_.json()),
       mel(config.codec),

@@ -20,6 +20,7 @@ struct OpenOptions {
     bool check = false;                                // hash every file of the bundle
     const char* kernels = nullptr;                     // an instruction set by name (kernels.h); null: the fastest
     std::shared_ptr<const Backend> backend = nullptr;  // who computes the networks; null: the core itself
+    std::string device = "cpu";                        // where the core does: cpu, cuda, cuda:1, ...
 };
 
 class Model {

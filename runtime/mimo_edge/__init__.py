@@ -60,6 +60,7 @@ def load(
     bundle: str | os.PathLike[str] | None = None,
     *,
     threads: int = 0,
+    device: str = "cpu",
     check: bool = False,
     parity: bool = False,
     tap: Tap | None = None,
@@ -69,16 +70,17 @@ def load(
 ) -> Model:
     """Open a bundle made by `mimo-edge build`.
 
-    bundle: its folder; None = the demo bundle inside the package. threads: 0 = all cores. check: verify the sha256 of
-    every file, not only of the small ones. parity: reproduce the public reference with its bugs, for comparisons.
-    tap: called with (name, array) at every stage.
+    bundle: its folder; None = the demo bundle inside the package. threads: 0 = all cores. device: where the core
+    computes, "cpu", or "cuda" ("cuda:1", ...) for the language model on a GPU. check: verify the sha256 of every file,
+    not only of the small ones. parity: reproduce the public reference with its bugs, for comparisons. tap: called with
+    (name, array) at every stage.
     backend: who computes the networks: "native", the core itself, or "onnxruntime", with `providers` by their names
     (default: the CPU) and the folder `graphs` of `mimo-edge export-onnx` (default: "onnx" in the bundle).
-    Raises BundleError for a wrong, newer, truncated or altered bundle; InputError or DeviceError for a backend,
+    Raises BundleError for a wrong, newer, truncated or altered bundle; InputError or DeviceError for a device, backend,
     package, provider or graphs that do not fit.
     """
     path = demo_bundle() if bundle is None else Path(bundle)
-    return Model(open_core(path, backend, providers, graphs, threads, check), parity=parity, tap=tap)
+    return Model(open_core(path, backend, providers, graphs, threads, check, device), parity=parity, tap=tap)
 
 
 def demo_bundle() -> Path:

@@ -41,6 +41,7 @@ class Model:
         check: bool = False,
         kernels: str | None = None,
         backend: Backend | None = None,
+        device: str = "cpu",
     ) -> Model: ...
     @property
     def config_json(self) -> str: ...

@@ -73,6 +73,7 @@ def open_core(
     graphs: str | os.PathLike[str] | None = None,
     threads: int = 0,
     check: bool = False,
+    device: str = "cpu",
 ) -> _core.Model:
     """Open a bundle with the networks computed by `backend`; the arguments are those of mimo_edge.load."""
     if backend not in BACKENDS:
@@ -80,7 +81,9 @@ def open_core(
     if backend == "native":
         if providers or graphs:
             raise InputError('load: expected providers and graphs with backend="onnxruntime" only, got them without')
-        return _core.Model.open(str(bundle), threads, check)
+        return _core.Model.open(str(bundle), threads, check, device=device)
+    if device != "cpu":
+        raise InputError(f'load: expected a device with backend="native" only, got {device!r}; choose providers instead')
     folder = Path(graphs) if graphs else bundle / "onnx"
     if not (folder / "export.json").is_file():
         raise InputError(f"load: expected graphs in {folder}, got none; mimo-edge export-onnx {bundle} -o {folder}")

@@ -1,0 +1,140 @@
+// The whole language model on a device against the core: hidden states, logits, tokens, patches.
+#include <cmath>
+
+#include "check.h"
+#include "cuda/sequence.h"
+#include "lm/patch_decoder.h"
+#include "tiny_model.h"
+
+using namespace mimo;
+
+namespace {
+
+// The core's own networks, without a bundle.
+class CoreSequence final : public Sequence {
+public:
+    explicit CoreSequence(const tiny::Model& model)
+        : config_(model.config()),
+          pool_(1),
+          speech_(config_.lm, model.weights()),
+          encoder_(config_, model.weights()),
+          backbone_(backbone_config(config_.lm), model.weights().under("model")),
+          head_{model.weights().matrix("lm_head.weight", {config_.lm.vocab_size, config_.lm.hidden_size}), {}},
+          decoder_(config_, model.weights()),
+          cache_(backbone_.config(), config_.lm.max_position_embeddings),
+          patch_cache_(decoder_.make_cache()) {}
+
+    Array append(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes, const Tap&) override {
+        cache_.length = first;
+        const Positions positions = {{tokens.begin(), tokens.end()}, {codes.begin(), codes.end()}};
+        const Array all = backbone_.append(context(), encoder_(context(), positions, speech_), cache_);
+        hidden_ = Array(1, all.cols);
+        std::copy_n(all.row(all.rows - 1), all.cols, hidden_.data.begin());
+        return hidden_;
+    }
+    std::vector<float> text_logits() override { return linear(context(), hidden_, head_).data; }
+    Array local_hidden() override { return decoder_.enter(context(), hidden_); }
+    std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap&) override {
+        if (step == 0) patch_cache_.length = 0;
+        Array input = step == 0 ? local_hidden() : decoder_.embed(context(), made, speech_);
+        return decoder_.step(context(), step, std::move(input), patch_cache_);
+    }
+
+private:
+    Context context() const { return {pool_, plain_kernels()}; }
+
+    const Config& config_;
+    Pool pool_;
+    SpeechEmbeddings speech_;
+    PatchEncoder encoder_;
+    Qwen2 backbone_;
+    Linear head_;
+    PatchDecoder decoder_;
+    KvCache cache_, patch_cache_;
+    Array hidden_;
+};
+
+Positions some_positions(const Config& config, int64_t count, uint32_t seed) {
+    std::mt19937 random(seed);
+    Positions positions;
+    for (int64_t i = 0; i < count; ++i) {
+        if (i % 3 == 1) {
+            append(positions, static_cast<int32_t>(random() % 300), nullptr, config.lm);
+            continue;
+        }
+        Codes patch(config.lm.audio_channels, config.lm.group_size);
+        for (int64_t level = 0; level < patch.levels; ++level) {
+            for (int64_t frame = 0; frame < patch.frames; ++frame) {  // some of them empty
+                patch.at(level, frame) =
+                    static_cast<int32_t>(random() % config.lm.speech_vocab_size[static_cast<size_t>(level)]);
+            }
+        }
+        append(positions, config.tokens.empty, &patch, config.lm);
+    }
+    return positions;
+}
+
+std::shared_ptr<Sequence> device_sequence(const tiny::Model& model, int64_t capacity) {
+    const Pool pool(1);
+    const gpu::Device device = gpu::use_device(0);
+    const auto weights = std::make_shared<gpu::LmWeights>(model.config(), model.weights(), pool);
+    return std::make_shared<gpu::CudaSequence>(model.config(), weights, device, capacity);
+}
+
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+    if (a.size() != b.size()) return NAN;
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        difference += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+        size += double{b[i]} * b[i];
+    }
+    return std::sqrt(difference / size);
+}
+
+// Reads a prompt in one piece and position by position, then compares all that comes out.
+void compare(tiny::Format format, double tolerance) {
+    const tiny::Model model(tiny::config(), format);
+    const Config& config = model.config();
+    CoreSequence core(model);
+    const auto device = device_sequence(model, 150);
+    const Positions prompt = some_positions(config, 11, 5);
+    const int64_t width = config.lm.group_size * config.lm.audio_channels;
+    const Array expected = core.append(0, prompt.tokens, prompt.codes, {});
+    const Array got = device->append(0, prompt.tokens, prompt.codes, {});
+    CHECK(distance(got.data, expected.data) <= tolerance);
+    const std::span<const int32_t> tokens = prompt.tokens, codes = prompt.codes;
+    for (size_t i = 8; i < 11; ++i) {  // again from the ninth on, one by one
+        const Array one = device->append(static_cast<int64_t>(i), tokens.subspan(i, 1),
+                                         codes.subspan(i * static_cast<size_t>(width), static_cast<size_t>(width)), {});
+        if (i == 10) CHECK(one.data == got.data);
+    }
+    CHECK(distance(device->text_logits(), core.text_logits()) <= tolerance);
+    CHECK(distance(device->local_hidden().data, core.local_hidden().data) <= tolerance);
+
+    const std::vector<int32_t> removed = {3, 299};
+    for (const Sampling& sampling :
+         {Sampling{}, Sampling{.sample = true, .temperature = 0.9f, .top_k = 20, .top_p = 0.95f}}) {
+        const Draw draw = {.seed = 11, .stream = 2, .position = 12};
+        CHECK_EQ(device->sample_token(sampling, removed, draw).value_or(-1),
+                 sample(core.text_logits(), sampling, removed, draw));
+        const Codes patch = decode_patch(core, config.lm, sampling, draw, nullptr, {});
+        CHECK(device->decode_patch(sampling, draw).value_or(Codes()).data == patch.data);
+        CHECK(decode_patch(*device, config.lm, sampling, draw, nullptr, {}).data == patch.data);
+        CHECK(decode_patch(*device, config.lm, sampling, draw, &patch, {}).data == patch.data);
+    }
+}
+
+}  // namespace
+
+TEST(device_model_equals_the_core_f32) {
+    compare({}, 2e-5);
+}
+TEST(device_model_equals_the_core_bf16) {
+    compare({.type = DType::bf16}, 2e-5);
+}
+TEST(device_model_equals_the_core_int8) {
+    compare({.type = DType::i8, .bits = 16}, 1e-3);
+}
+TEST(device_model_equals_the_core_int4) {
+    compare({.type = DType::i4, .bits = 16, .group = 32}, 1e-3);
+}
