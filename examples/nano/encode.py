@@ -3,8 +3,8 @@
     python encode.py DATA CKPT_OF_CODEC [--pattern 'train*']
 
 clean int16 [sum of T, K] and noisy (drivers' clips through cabin noise at 5-25 dB and a room; test shards 5-20 dB),
-with stops [clips]: where each clip's rows end. Rows are padded to whole patches by repeating the last one, as at
-run time.
+with stops [clips]: where each clip's rows end, and leads [clips]: samples of silence put before a driver's clip. Rows
+are padded to whole patches by repeating the last one, as at run time.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ def code_frames(samples: int) -> int:
     return (halves + 1) // 2
 
 
+def quiet(r: np.random.Generator) -> int:
+    """Samples of silence before or after what a driver says: up to 0.8 s, in half the clips none."""
+    return int(max(0.0, r.uniform(-0.8, 0.8)) * noise.RATE_HZ)
+
+
 def load_codec(path: Path) -> Codec:
     codec = Codec()
     codec.load_state_dict(torch.load(path, weights_only=True)["codec"])
@@ -74,6 +79,10 @@ def main() -> None:
         snr_db = (5.0, 20.0) if index.stem.startswith("test") else (5.0, 25.0)
         low, high = (0.0, 0.0) if index.stem.startswith("car") else (-10.0, 3.0)  # the car speaks at one level
         waves = [corpus.wave(clip) * 10 ** (r.uniform(low, high) / 20) for clip in corpus.clips]
+        pads = [(quiet(r), quiet(r)) if clip["kind"] == "listen" else (0, 0) for clip in corpus.clips]
+        if index.stem.startswith("test"):
+            pads = [(0, 0)] * len(waves)
+        waves = [np.pad(wave, pad) for wave, pad in zip(waves, pads, strict=True)]
         clean = codes_of_many(codec, waves)
         heard = [i for i, clip in enumerate(corpus.clips) if clip["kind"] == "listen"]
         driven = codes_of_many(codec, [noise.drive(r, waves[i], snr_db) for i in heard])
@@ -81,7 +90,9 @@ def main() -> None:
         for i, codes in zip(heard, driven, strict=True):
             noisy[i] = codes
         stops = {"clean_stops": np.cumsum([len(c) for c in clean]), "noisy_stops": np.cumsum([len(c) for c in noisy])}
-        np.savez(out, clean=np.concatenate(clean), noisy=np.concatenate(noisy), **stops)
+        np.savez(
+            out, clean=np.concatenate(clean), noisy=np.concatenate(noisy), leads=np.array([a for a, _ in pads]), **stops
+        )
         print(index.stem, len(corpus.clips), flush=True)
 
 

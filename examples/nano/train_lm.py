@@ -79,10 +79,12 @@ class Clips:
         for index in sorted(folder.glob(pattern + ".codes.npz")):
             stem = index.name.removesuffix(".codes.npz")
             arrays = dict(np.load(index))
+            leads = arrays.get("leads")
             for i, clip in enumerate(Corpus(folder, stem).clips):
                 for kind in ("clean", "noisy"):
                     stops = arrays[f"{kind}_stops"]
                     clip[kind] = arrays[kind][(int(stops[i - 1]) if i else 0) : int(stops[i])]
+                clip["lead"] = int(leads[i]) if leads is not None else 0
                 at = len(self.clips)
                 self.clips.append(clip)
                 if clip["kind"] == "listen":
@@ -98,7 +100,8 @@ class Clips:
     def audio(self, clip: dict, noisy: bool = False) -> Audio:
         words = clip["words"]
         if words:
-            words = [(a / CODE_FRAME_SAMPLES, b / CODE_FRAME_SAMPLES) for a, b in words]
+            lead = clip["lead"]
+            words = [((a + lead) / CODE_FRAME_SAMPLES, (b + lead) / CODE_FRAME_SAMPLES) for a, b in words]
         phones = [(i, a / CODE_FRAME_SAMPLES, b / CODE_FRAME_SAMPLES) for i, a, b in clip.get("phones") or ()]
         return Audio(clip["noisy" if noisy else "clean"], clip["text"], words, phones)
 
