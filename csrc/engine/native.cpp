@@ -7,10 +7,16 @@ namespace {
 
 constexpr int64_t kPrefillRows = 256;  // positions computed at once: bounds the memory of a long prompt
 
+DType cache_type(const Config& config) {
+    return config.quantization && config.quantization->half_cache ? DType::f16 : DType::f32;
+}
+
 class NativeSequence final : public Sequence {
 public:
     NativeSequence(const Model& model, int64_t capacity)
-        : model_(model), cache_(model.backbone.config(), capacity), patch_cache_(model.patch_decoder.make_cache()) {}
+        : model_(model),
+          cache_(model.backbone.config(), capacity, cache_type(model.config)),
+          patch_cache_(model.patch_decoder.make_cache()) {}
 
     Array append(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes,
                  const Tap& tap) override {

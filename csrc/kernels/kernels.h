@@ -49,6 +49,9 @@ struct Kernels {
     void (*linear_packed)(const RoundedInputs& x, const Matrix& w, const float* bias, int64_t first, int64_t last,
                           float* y, int64_t y_stride);
 
+    // y[i] = halves[i], IEEE half precision.
+    void (*widen)(const uint16_t* halves, int64_t n, float* y);
+
     // out[i] = softmax(scale * q[i] · K[range_i]) V[range_i] for `queries` queries; q and out rows are `stride` apart.
     // scratch: 4 * (highest range end + 2 * kLanes) floats. Ranges are non-empty.
     void (*attention)(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,

@@ -207,15 +207,43 @@ void rotate(const Context& context, Array& x, const Rope& rope) {
     });
 }
 
-KeyValues::KeyValues(int64_t heads, int64_t head_dim, int64_t capacity)
-    : heads_(heads), head_dim_(head_dim), capacity_((capacity + kLanes - 1) / kLanes * kLanes) {
+namespace {
+
+void put(float value, float* to) {
+    *to = value;
+}
+void put(float value, uint16_t* to) {
+    *to = float_to_half(value);
+}
+float get(float value) {
+    return value;
+}
+float get(uint16_t value) {
+    return half_to_float(value);
+}
+
+}  // namespace
+
+KeyValues::KeyValues(int64_t heads, int64_t head_dim, int64_t capacity, DType type)
+    : heads_(heads), head_dim_(head_dim), capacity_((capacity + kLanes - 1) / kLanes * kLanes), type_(type) {
     // calloc: zero pages that the system backs only when they are written
     const auto count = static_cast<size_t>(heads_ * head_dim_ * std::max(capacity_, kLanes));
-    keys_.reset(static_cast<float*>(std::calloc(count, sizeof(float))));
-    values_.reset(static_cast<float*>(std::calloc(count, sizeof(float))));
+    const auto bytes = static_cast<size_t>(bytes_of(type));
+    keys_.reset(std::calloc(count, bytes));
+    values_.reset(std::calloc(count, bytes));
     if (!keys_ || !values_) {
-        throw DeviceError(message("attention cache: expected ", 2 * count * sizeof(float),
+        throw DeviceError(message("attention cache: expected ", 2 * count * bytes,
                                   " bytes of memory, got none; use a smaller context"));
+    }
+}
+
+template <typename Body>
+void KeyValues::visit(int64_t head, Body body) const {
+    const int64_t offset = head * capacity_ * head_dim_;
+    if (type_ == DType::f32) {
+        body(static_cast<float*>(keys_.get()) + offset, static_cast<float*>(values_.get()) + offset);
+    } else {
+        body(static_cast<uint16_t*>(keys_.get()) + offset, static_cast<uint16_t*>(values_.get()) + offset);
     }
 }
 
@@ -225,25 +253,28 @@ void KeyValues::write(const Context& context, int64_t first, const Array& k, con
     }
     context.pool.run(heads_, grain_for(heads_, k.rows * head_dim_), [&](int64_t begin, int64_t end) {
         for (int64_t h = begin; h < end; ++h) {
-            float* keys = keys_.get() + h * capacity_ * head_dim_;
-            float* values = values_.get() + h * capacity_ * head_dim_;
-            for (int64_t i = 0; i < k.rows; ++i) {
-                const int64_t t = first + i;
-                float* lane = keys + t / kLanes * kLanes * head_dim_ + t % kLanes;
-                for (int64_t d = 0; d < head_dim_; ++d) lane[d * kLanes] = k.row(i)[h * head_dim_ + d];
-                std::copy_n(v.row(i) + h * head_dim_, head_dim_, values + t * head_dim_);
-            }
+            visit(h, [&](auto* keys, auto* values) {
+                for (int64_t i = 0; i < k.rows; ++i) {
+                    const int64_t t = first + i;
+                    auto* lane = keys + t / kLanes * kLanes * head_dim_ + t % kLanes;
+                    for (int64_t d = 0; d < head_dim_; ++d) {
+                        put(k.row(i)[h * head_dim_ + d], lane + d * kLanes);
+                        put(v.row(i)[h * head_dim_ + d], values + t * head_dim_ + d);
+                    }
+                }
+            });
         }
     });
 }
 
 void KeyValues::forget(int64_t count, int64_t written) {
     const int64_t kept = (written + kLanes - 1) / kLanes * kLanes - count;
+    const auto bytes = static_cast<size_t>(kept * head_dim_ * bytes_of(type_));
     for (int64_t h = 0; h < heads_; ++h) {
-        float* keys = keys_.get() + h * capacity_ * head_dim_;
-        float* values = values_.get() + h * capacity_ * head_dim_;
-        std::memmove(keys, keys + count * head_dim_, static_cast<size_t>(kept * head_dim_) * sizeof(float));
-        std::memmove(values, values + count * head_dim_, static_cast<size_t>(kept * head_dim_) * sizeof(float));
+        visit(h, [&](auto* keys, auto* values) {
+            std::memmove(keys, keys + count * head_dim_, bytes);
+            std::memmove(values, values + count * head_dim_, bytes);
+        });
     }
 }
 
@@ -254,26 +285,49 @@ int64_t KeyValues::saved_size(int64_t written) const {
 void KeyValues::save(int64_t written, float* to) const {
     const int64_t block = saved_size(written) / (2 * heads_);
     for (int64_t h = 0; h < heads_; ++h) {
-        std::copy_n(keys_.get() + h * capacity_ * head_dim_, block, to + 2 * h * block);
-        std::copy_n(values_.get() + h * capacity_ * head_dim_, block, to + (2 * h + 1) * block);
+        visit(h, [&](const auto* keys, const auto* values) {
+            for (int64_t i = 0; i < block; ++i) {
+                to[2 * h * block + i] = get(keys[i]);
+                to[(2 * h + 1) * block + i] = get(values[i]);
+            }
+        });
     }
 }
 
 void KeyValues::load(int64_t written, const float* from) {
     const int64_t block = saved_size(written) / (2 * heads_);
     for (int64_t h = 0; h < heads_; ++h) {
-        std::copy_n(from + 2 * h * block, block, keys_.get() + h * capacity_ * head_dim_);
-        std::copy_n(from + (2 * h + 1) * block, block, values_.get() + h * capacity_ * head_dim_);
+        visit(h, [&](auto* keys, auto* values) {
+            for (int64_t i = 0; i < block; ++i) {
+                put(from[2 * h * block + i], keys + i);
+                put(from[(2 * h + 1) * block + i], values + i);
+            }
+        });
     }
 }
 
-AttentionHead KeyValues::head(int64_t index) const {
-    const int64_t offset = index * capacity_ * head_dim_;
-    return {.keys = keys_.get() + offset,
-            .values = values_.get() + offset,
-            .value_stride = head_dim_,
-            .head_dim = head_dim_,
-            .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_))};
+AttentionHead KeyValues::head(const Kernels& kernels, int64_t index, int64_t keys, std::vector<float>& space) const {
+    AttentionHead view = {.keys = nullptr,
+                          .values = nullptr,
+                          .value_stride = head_dim_,
+                          .head_dim = head_dim_,
+                          .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_))};
+    if (type_ == DType::f32) {
+        visit(index, [&](const auto* k, const auto* v) {
+            view.keys = reinterpret_cast<const float*>(k);
+            view.values = reinterpret_cast<const float*>(v);
+        });
+        return view;
+    }
+    const int64_t block = saved_size(keys) / (2 * heads_);
+    space.resize(static_cast<size_t>(2 * block));
+    visit(index, [&](const auto* k, const auto* v) {
+        kernels.widen(reinterpret_cast<const uint16_t*>(k), block, space.data());
+        kernels.widen(reinterpret_cast<const uint16_t*>(v), block, space.data() + block);
+    });
+    view.keys = space.data();
+    view.values = space.data() + block;
+    return view;
 }
 
 Array attention(const Context& context, const Array& q, const KeyValues& cache, const std::vector<KeyRange>& ranges) {
@@ -289,10 +343,11 @@ Array attention(const Context& context, const Array& q, const KeyValues& cache, 
         const std::vector<KeyRange> same(static_cast<size_t>(sharing), ranges[0]);
         context.pool.run(cache.heads(), grain_for(cache.heads(), sharing * keys * head_dim),
                          [&](int64_t begin, int64_t end) {
-                             std::vector<float> scratch(scratch_size);
+                             std::vector<float> scratch(scratch_size), space;
                              for (int64_t h = begin; h < end; ++h) {
                                  const int64_t first = h * sharing * head_dim;
-                                 context.kernels.attention(cache.head(h), q.row(0) + first, sharing, same.data(),
+                                 const AttentionHead head = cache.head(context.kernels, h, keys, space);
+                                 context.kernels.attention(head, q.row(0) + first, sharing, same.data(),
                                                            out.row(0) + first, head_dim, scratch.data());
                              }
                          });
@@ -300,17 +355,22 @@ Array attention(const Context& context, const Array& q, const KeyValues& cache, 
     }
     const int64_t blocks = (q.rows + kQueries - 1) / kQueries;
     const int64_t tasks = heads * blocks;
-    context.pool.run(
-        tasks, grain_for(tasks, std::min(kQueries, q.rows) * keys * head_dim), [&](int64_t begin, int64_t end) {
-            std::vector<float> scratch(scratch_size);
-            for (int64_t task = begin; task < end; ++task) {
-                const int64_t h = task / blocks;
-                const int64_t first = task % blocks * kQueries;
-                const int64_t count = std::min(kQueries, q.rows - first);
-                context.kernels.attention(cache.head(h * cache.heads() / heads), q.row(first) + h * head_dim, count,
-                                          ranges.data() + first, out.row(first) + h * head_dim, q.cols, scratch.data());
-            }
-        });
+    context.pool.run(tasks, grain_for(tasks, std::min(kQueries, q.rows) * keys * head_dim),
+                     [&](int64_t begin, int64_t end) {
+                         std::vector<float> scratch(scratch_size), space;
+                         AttentionHead head = {};
+                         int64_t at = -1;  // whose keys `head` shows: neighbouring tasks share them
+                         for (int64_t task = begin; task < end; ++task) {
+                             const int64_t h = task / blocks;
+                             const int64_t first = task % blocks * kQueries;
+                             const int64_t count = std::min(kQueries, q.rows - first);
+                             if (const int64_t shared = h * cache.heads() / heads; shared != at) {
+                                 head = cache.head(context.kernels, at = shared, keys, space);
+                             }
+                             context.kernels.attention(head, q.row(first) + h * head_dim, count, ranges.data() + first,
+                                                       out.row(first) + h * head_dim, q.cols, scratch.data());
+                         }
+                     });
     return out;
 }
 

@@ -61,7 +61,8 @@ void rotate(const Context& context, Array& x, const Rope& rope);
 // Keys and values of one attention layer in the layout the kernels read; memory appears as positions are written.
 class KeyValues {
 public:
-    KeyValues(int64_t heads, int64_t head_dim, int64_t capacity);
+    // type: f32, or f16 for half the memory: what is written is rounded to half precision.
+    KeyValues(int64_t heads, int64_t head_dim, int64_t capacity, DType type = DType::f32);
 
     int64_t heads() const { return heads_; }
     int64_t head_dim() const { return head_dim_; }
@@ -79,15 +80,22 @@ public:
     void save(int64_t written, float* to) const;
     void load(int64_t written, const float* from);
 
-    AttentionHead head(int64_t index) const;
+    // What the kernels read of a head's first `keys` positions; halves become floats in `space`.
+    AttentionHead head(const Kernels& kernels, int64_t index, int64_t keys, std::vector<float>& space) const;
 
 private:
     struct Free {
-        void operator()(float* p) const { std::free(p); }
+        void operator()(void* p) const { std::free(p); }
     };
+
+    // Calls body(keys, values) with pointers to the elements of a head, float or half.
+    template <typename Body>
+    void visit(int64_t head, Body body) const;
+
     int64_t heads_, head_dim_, capacity_;
-    std::unique_ptr<float[], Free> keys_;    // [heads, capacity / kLanes, head_dim, kLanes]
-    std::unique_ptr<float[], Free> values_;  // [heads, capacity, head_dim]
+    DType type_;
+    std::unique_ptr<void, Free> keys_;    // [heads, capacity / kLanes, head_dim, kLanes]
+    std::unique_ptr<void, Free> values_;  // [heads, capacity, head_dim]
 };
 
 // q [n, heads * head_dim], query i over keys ranges[i]; heads is a multiple of the cache's (each serves consecutive

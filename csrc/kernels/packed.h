@@ -55,6 +55,20 @@ inline float half_to_float(uint16_t half) {
     return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
 }
 
+// To nearest, ties to even; what is too large becomes the largest half, NaN stays NaN.
+inline uint16_t float_to_half(float value) {
+    const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7FFFFFFFu;
+    const auto sign = static_cast<uint16_t>(bits >> 31 << 15);
+    if (magnitude > 0x7F800000u) return sign | 0x7E00;
+    if (magnitude >= 0x477FE000u) return sign | 0x7BFF;  // 65504
+    if (magnitude < 0x38800000u) {                       // below 2^-14: a multiple of 2^-24
+        const float steps = std::bit_cast<float>(magnitude) * 0x1p24f + 0x1p23f;
+        return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(steps) & 0x7FFu));
+    }
+    const uint32_t rounded = magnitude + 0xFFFu + (magnitude >> 13 & 1u);
+    return static_cast<uint16_t>(sign | ((rounded >> 13) - (112u << 10)));
+}
+
 // The integer at (row, col) of packed weights.
 inline int32_t packed_integer(const Matrix& w, int64_t row, int64_t col) {
     const int64_t per_chunk = chunk_cols(w), chunk = row / kBlockRows * chunks_of(w) + col / per_chunk;

@@ -39,8 +39,8 @@ Qwen2Config patch_decoder_config(const LmConfig& lm) {
     return local_config(lm, "patch_decoder", lm.local_layers, lm.local_dim, lm.local_ffn_dim);
 }
 
-KvCache::KvCache(const Qwen2Config& config, int64_t capacity) {
-    for (int64_t i = 0; i < config.layers; ++i) layers.emplace_back(config.kv_heads, config.head_dim, capacity);
+KvCache::KvCache(const Qwen2Config& config, int64_t capacity, DType type) {
+    for (int64_t i = 0; i < config.layers; ++i) layers.emplace_back(config.kv_heads, config.head_dim, capacity, type);
 }
 
 Qwen2::Qwen2(const Qwen2Config& config, const Weights& weights)

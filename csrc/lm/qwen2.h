@@ -27,7 +27,7 @@ struct KvCache {
     std::vector<KeyValues> layers;
     int64_t length = 0;
 
-    KvCache(const Qwen2Config& config, int64_t capacity);
+    KvCache(const Qwen2Config& config, int64_t capacity, DType type = DType::f32);  // f32 or f16
 };
 
 class Qwen2 {

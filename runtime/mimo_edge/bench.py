@@ -132,7 +132,7 @@ class _Bench:
         self._model, self._folder, self._context = model, folder, context
         self._lm = json.loads(model.config_json)["lm"]
         self._codec = json.loads(model.config_json)["codec"]
-        self._sizes = _tensor_bytes(folder / "lm.safetensors")
+        self._sizes = _tensor_bytes(folder / "lm.safetensors") | _tensor_bytes(folder / "codec.safetensors")
         self._stages: dict[str, Stage] = {}
         self._resident = 0
         self._random = np.random.default_rng(0)
@@ -174,7 +174,8 @@ class _Bench:
         self._time("prefill", lambda: state.prefill(prompt), runs=1)
         patch = np.stack([self._random.integers(0, size - 1, group) for size in lm["speech_vocab_size"]])
         position = model.prompt_audio(patch.astype(np.int32), False)
-        cached = lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * 2 * 4 * self._context
+        value_bytes = 2 if json.loads(model.config_json).get("quantization", {}).get("kv") == "f16" else 4
+        cached = lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * 2 * value_bytes * self._context
 
         def step() -> None:
             state.rewind(self._context)
@@ -196,7 +197,7 @@ class _Bench:
         stream = _core.DecoderStream(model)
         for _ in range(12):  # the stream holds back what it looks ahead
             stream.push(codes, False)
-        self._time("sound of a patch", lambda: stream.push(codes, False))
+        self._time("sound of a patch", lambda: stream.push(codes, False), self._bytes(r"decoder\."))
         self._time("first sound", lambda: _core.DecoderStream(model).push(codes, True), runs=3)
         rate = self._codec["sampling_rate"]
         wave = self._random.normal(scale=0.1, size=rate * SOUND_SECONDS).astype(np.float32)

@@ -79,6 +79,51 @@ TEST(half_precision_is_read_exactly) {
     CHECK(std::isinf(half_to_float(0x7C00)) && std::isnan(half_to_float(0x7E00)));
 }
 
+TEST(halves_are_the_nearest) {
+    for (uint32_t half = 0; half < 0x7C00; ++half) {
+        const float here = half_to_float(static_cast<uint16_t>(half));
+        CHECK_EQ(float_to_half(here), static_cast<uint16_t>(half));
+        CHECK_EQ(float_to_half(-here), static_cast<uint16_t>(half | 0x8000));
+        if (half == 0x7BFF) continue;
+        const float next = half_to_float(static_cast<uint16_t>(half + 1)), middle = (here + next) / 2;
+        CHECK_EQ(float_to_half(middle), static_cast<uint16_t>(half + half % 2));  // a tie goes to the even one
+        CHECK_EQ(float_to_half(std::nextafter(middle, here)), static_cast<uint16_t>(half));
+        CHECK_EQ(float_to_half(std::nextafter(middle, next)), static_cast<uint16_t>(half + 1));
+    }
+    CHECK_EQ(float_to_half(1e9f), uint16_t{0x7BFF});
+    CHECK(std::isnan(half_to_float(float_to_half(NAN))));
+}
+
+TEST(attention_on_a_cache_of_halves_is_that_on_rounded_keys_and_values) {
+    const int64_t n = 53, heads = 4, shared = 2, dim = 24;
+    Array k(n, shared * dim), v(n, shared * dim), q(n, heads * dim), last(1, heads * dim);
+    k.data = noise(n * shared * dim, 1), v.data = noise(n * shared * dim, 2), q.data = noise(n * heads * dim, 3);
+    std::copy_n(q.row(n - 1), q.cols, last.row(0));
+    Array rounded_k = k, rounded_v = v;
+    for (Array* array : {&rounded_k, &rounded_v}) {
+        for (float& value : array->data) value = half_to_float(float_to_half(value));
+    }
+    std::vector<KeyRange> ranges;
+    for (int64_t i = 0; i < n; ++i) ranges.push_back({0, i + 1});
+    for (const Kernels* kernels : shipping_tables()) {
+        const Pool pool(2);
+        const Context context = {pool, *kernels};
+        KeyValues halves(shared, dim, n, DType::f16), floats(shared, dim, n);
+        halves.write(context, 0, k, v);
+        floats.write(context, 0, rounded_k, rounded_v);
+        const Array all = attention(context, q, halves, ranges);
+        CHECK(same_bits(all.data, attention(context, q, floats, ranges).data));
+        const Array alone = attention(context, last, halves, {ranges.back()});
+        CHECK(std::equal(alone.data.begin(), alone.data.end(), all.row(n - 1)));
+
+        KeyValues copy(shared, dim, n, DType::f16);
+        std::vector<float> saved(static_cast<size_t>(halves.saved_size(n)));
+        halves.save(n, saved.data());
+        copy.load(n, saved.data());
+        CHECK(same_bits(attention(context, q, copy, ranges).data, all.data));
+    }
+}
+
 TEST(packing_keeps_every_weight) {
     for (const Case& c : cases()) {
         if (c.rows != 1) continue;

@@ -71,6 +71,10 @@ void linear_packed(const RoundedInputs& x, const Matrix& w, const float* bias, i
     }
 }
 
+void widen(const uint16_t* halves, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; ++i) y[i] = half_to_float(halves[i]);
+}
+
 void attention(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
                int64_t stride, float* scratch) {
     const int64_t dim = head.head_dim;
@@ -124,8 +128,8 @@ void rms_norm(const float* x, Vector weight, float eps, float* y) {
 }  // namespace
 
 const Kernels& plain_kernels() {
-    static constexpr Kernels table = {"plain", linear,        round_inputs, linear_packed, attention,
-                                      gelu,    silu_multiply, layer_norm,   rms_norm};
+    static constexpr Kernels table = {"plain",   linear, round_inputs,  linear_packed, widen,
+                                      attention, gelu,   silu_multiply, layer_norm,    rms_norm};
     return table;
 }
 

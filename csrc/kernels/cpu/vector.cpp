@@ -327,9 +327,16 @@ void rms_norm(const float* x, Vector weight, float eps, float* y) {
 #define MIMO_NAME(isa) MIMO_TEXT(isa)
 
 const Kernels& MIMO_TABLE(MIMO_ISA)() {
-    static constexpr Kernels table = {MIMO_NAME(MIMO_ISA),     linear,     MIMO_ISA::round_inputs,
-                                      MIMO_ISA::linear_packed, attention,  gelu,
-                                      silu_multiply,           layer_norm, rms_norm};
+    static constexpr Kernels table = {MIMO_NAME(MIMO_ISA),
+                                      linear,
+                                      MIMO_ISA::round_inputs,
+                                      MIMO_ISA::linear_packed,
+                                      MIMO_ISA::widen,
+                                      attention,
+                                      gelu,
+                                      silu_multiply,
+                                      layer_norm,
+                                      rms_norm};
     return table;
 }
 
