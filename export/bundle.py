@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimo_edge.export.config import CodecConfig, LmConfig
-from mimo_edge.export.packed import BY_DTYPE, Quantised
+from mimo_edge.export.packed import BY_DTYPE, Format, Quantised
 from mimo_edge.export.safetensors_io import Array, SafetensorsFile, input_error, to_f32
 from mimo_edge.export.tensor_table import Shapes, codec_tensors, lm_tensors, stored_shape
 
@@ -32,6 +32,10 @@ class Part:
     def is_packed(self, name: str) -> bool:
         return f"{name}_scale" in self.file.tensors
 
+    def form(self, name: str) -> Format:
+        """How a packed matrix is stored."""
+        return BY_DTYPE[self.file.tensors[name].dtype]
+
     def matrix_shape(self, name: str) -> tuple[int, int]:
         """[N, K] of a tensor as the kernels see it: all but the first axis are columns."""
         rows, *rest = self.shapes[name]
@@ -39,9 +43,8 @@ class Part:
 
     def quantised(self, name: str) -> Quantised:
         """Return a packed matrix as numbers and scales."""
-        form = BY_DTYPE[self.file.tensors[name].dtype]
         weight, scale = self.file.read(name), self.file.read(f"{name}_scale")
-        return Quantised.unpack(form, weight, scale, self.matrix_shape(name), self.group)
+        return Quantised.unpack(self.form(name), weight, scale, self.matrix_shape(name), self.group)
 
     def values(self, name: str) -> NDArray[np.float32]:
         """Return what a tensor means, float32 in its stored shape."""

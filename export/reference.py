@@ -26,6 +26,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mimo_edge.export.bundle import Bundle
 from mimo_edge.export.reference_codec import Codec, StreamingDecoder, group_segments, log_mel, mel_filterbank, resample
 from mimo_edge.export.reference_lm import Cache, LanguageModel, Sampling, choose, filter_scores, is_done
 from mimo_edge.export.reference_ops import Array, Tap, Weights, numpy, silent
@@ -106,7 +107,7 @@ class Reference:
         if config.get("format") != "mimo-edge bundle" or config.get("revision") != 1:
             got = f"{config.get('format')!r} revision {config.get('revision')!r}"
             raise ValueError(f"open: expected 'mimo-edge bundle' revision 1, got {got}; export the checkpoint again")
-        codec, lm = Weights.read(path / "codec.safetensors"), Weights.read(path / "lm.safetensors")
+        codec, lm = (_weights(path, part) for part in ("codec", "lm"))
         return Reference(config, codec, lm, Tokenizer.from_file(str(path / "tokenizer.json")), seed)
 
     # codec
@@ -282,3 +283,11 @@ class Reference:
         patches = [ids[1:, i * patch : (i + 1) * patch] for i in speech]
         whole = [codes for codes in patches if (codes < empties).all()]
         return text.rpartition("</think>")[2].strip(), np.concatenate([ids[1:, :0], *whole], axis=1)
+
+
+def _weights(path: Path, part: str) -> Weights:
+    """The weights of one file as float32; of a quantised bundle, what its numbers mean."""
+    opened = Bundle.open(path, "open").parts[part]
+    if not any(opened.is_packed(name) for name in opened.shapes):
+        return Weights.read(path / f"{part}.safetensors")
+    return Weights({name: torch.tensor(opened.values(name)) for name in opened.shapes})

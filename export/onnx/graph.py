@@ -22,6 +22,8 @@ class Graph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only
+        # inputs of 4-bit layers as they are, not rounded to 8 bits: what is compared is the graph
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self.entry, self.dtype = entry, _DTYPES[dtype.upper()]
         self.session = ort.InferenceSession(str(folder / entry["file"]), options, providers=["CPUExecutionProvider"])
         self.buffers: list[ort.OrtValue] = []

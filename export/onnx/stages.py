@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import nn
 
+from mimo_edge.export.bundle import Part
 from mimo_edge.export.onnx import lm
 from mimo_edge.export.onnx.codec import CodecDecoder, CodecEncoder, decoder_tables
 from mimo_edge.export.onnx.ops import Ops
 from mimo_edge.export.onnx.weights import Weight, bundle_weights
 from mimo_edge.export.reference import SEGMENT_MEL_FRAMES
-from mimo_edge.export.safetensors_io import SafetensorsFile
 
 FLOAT = "FLOAT"
 PIECE_CODE_FRAMES = 1500  # decoded at once by the reference, app:1144
@@ -54,7 +54,7 @@ class Stage:
         return replace(self, inputs=ports(self.inputs), outputs=ports(self.outputs), ignored=("mask",))
 
 
-def stages(config: dict[str, Any], codec: SafetensorsFile, lm_file: SafetensorsFile, dtype: str) -> list[Stage]:
+def stages(config: dict[str, Any], codec: Part, lm_file: Part, dtype: str) -> list[Stage]:
     """Describe the graphs of a bundle. dtype: F32, F16 or BF16."""
     return [
         _codec_encoder(config, codec, dtype),
@@ -65,7 +65,7 @@ def stages(config: dict[str, Any], codec: SafetensorsFile, lm_file: SafetensorsF
     ]
 
 
-def _codec_encoder(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+def _codec_encoder(config: dict[str, Any], file: Part, dtype: str) -> Stage:
     c = config["codec"]
     weights = bundle_weights(file, ["encoder."], dtype)
     return Stage(
@@ -79,8 +79,8 @@ def _codec_encoder(config: dict[str, Any], file: SafetensorsFile, dtype: str) ->
     )
 
 
-def _codec_decoder(c: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
-    books = [file.read(name) for name in file.tensors if name.endswith("._codebook.embed")]
+def _codec_decoder(c: dict[str, Any], file: Part, dtype: str) -> Stage:
+    books = [file.values(name) for name in file.shapes if name.endswith("._codebook.embed")]
     weights = bundle_weights(file, ["decoder."], dtype) + decoder_tables(c, books)
     return Stage(
         "codec_decoder",
@@ -93,7 +93,7 @@ def _codec_decoder(c: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stag
     )
 
 
-def _patch_encoder(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+def _patch_encoder(config: dict[str, Any], file: Part, dtype: str) -> Stage:
     c, shape = config["lm"], lm.patch_encoder_shape(config["lm"])
     prefixes = ["speech_embeddings.", "input_local_transformer.", "speech_group_downcast.", "model.embed_tokens."]
     weights = bundle_weights(file, prefixes, dtype) + shape.tables(dtype)
@@ -108,7 +108,7 @@ def _patch_encoder(config: dict[str, Any], file: SafetensorsFile, dtype: str) ->
     )
 
 
-def _backbone(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+def _backbone(config: dict[str, Any], file: Part, dtype: str) -> Stage:
     c, shape = config["lm"], lm.backbone_shape(config["lm"])
     head = "model.embed_tokens." if c["tie_word_embeddings"] else "lm_head."
     weights = bundle_weights(file, ["model.layers.", "model.norm.", head, "hidden_states_downcast."], dtype)
@@ -136,7 +136,7 @@ def _backbone(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stag
     )
 
 
-def _patch_decoder_step(config: dict[str, Any], file: SafetensorsFile, dtype: str) -> Stage:
+def _patch_decoder_step(config: dict[str, Any], file: Part, dtype: str) -> Stage:
     c, shape = config["lm"], lm.patch_decoder_shape(config["lm"])
     prefixes = ["local_transformer.", "local_transformer_lm_heads.", "speech_embeddings"]  # and .._to_local
     weights = bundle_weights(file, prefixes, dtype) + shape.tables(dtype)

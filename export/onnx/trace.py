@@ -1,6 +1,7 @@
 """One stage to one ONNX graph: traced without its weights, which it then names in the stage's file.
 
     module on fake tensors -> torch.export -> ONNX -> initialisers become references into <stage>.weights -> optimise
+                                                   -> packed weights become DequantizeLinear of the bundle's own numbers
 
 Nothing of the size of the model is ever in memory, so the way is the same for a test model and for seven billion.
 """
@@ -22,13 +23,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mimo_edge.export.onnx.ops import FLAVOURS, Ops
 from mimo_edge.export.onnx.stages import FLOAT, Port, Stage
-from mimo_edge.export.onnx.weights import TORCH_DTYPES, offsets
+from mimo_edge.export.onnx.weights import TORCH_DTYPES, Weight, offsets
 
 FOLD_BYTES = 1 << 16  # the optimiser computes constants up to this size; larger weights are never read
 # of the axes while tracing; any would do, if they differ
 SIZES = {"mel_frames": 17, "levels": 3, "code_frames": 9, "positions": 5, "attended": 11, "capacity": 13}
 _IR_DTYPES = {
     "F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16, "I32": ir.DataType.INT32,
+    "I8": ir.DataType.INT8, "I4": ir.DataType.INT4, "F8": ir.DataType.FLOAT8E4M3FN,
 }  # fmt: skip
 
 
@@ -51,6 +53,7 @@ def trace(stage: Stage, flavour: str, dtype: str, folder: Path, metadata: Mappin
     _refer_to_weights(model, stage, folder)
     with _quiet():
         onnxscript.optimizer.optimize(model, input_size_limit=FOLD_BYTES, output_size_limit=FOLD_BYTES)
+    _dequantize(model, stage, folder)
     for value in [value for value in model.graph.inputs if value.name in stage.ignored]:
         model.graph.inputs.remove(value)
     _name_ports(model, stage)
@@ -79,11 +82,38 @@ def _refer_to_weights(model: ir.Model, stage: Stage, folder: Path) -> None:
         weight = by_name.get(name)
         if weight is None:
             continue  # a constant of the trace itself
-        value.const_value = ir.ExternalTensor(
-            f"{stage.name}.weights", table[name], weight.nbytes, _IR_DTYPES[weight.dtype],
-            shape=ir.Shape(weight.shape), name=name, base_dir=folder,
-        )  # fmt: skip
         value.dtype, value.shape = _IR_DTYPES[weight.dtype], ir.Shape(weight.shape)
+        # a quantised one has no values to fold; _dequantize makes them
+        value.const_value = None if weight.dequantized else _external(stage, weight, table, folder)
+
+
+def _external(stage: Stage, weight: Weight, table: Mapping[str, int], folder: Path) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        f"{stage.name}.weights", table[weight.name], weight.nbytes, _IR_DTYPES[weight.dtype],
+        shape=ir.Shape(weight.shape), name=weight.name, base_dir=folder,
+    )  # fmt: skip
+
+
+def _dequantize(model: ir.Model, stage: Stage, folder: Path) -> None:
+    """Put DequantizeLinear in the place of every quantised weight: numbers and scales are what the file holds."""
+    graph, table = model.graph, offsets(stage.weights)
+    for weight in stage.weights:
+        made = weight.dequantized
+        if made is None or weight.name not in graph.initializers:
+            continue
+        parts = []
+        for part in (made.numbers, made.scale):
+            tensor = _external(stage, part, table, folder)
+            parts.append(ir.Value(name=part.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(part.shape),
+                                  const_value=tensor))  # fmt: skip
+            graph.register_initializer(parts[-1])
+        attributes = {"axis": made.axis} | ({"block_size": made.block_size} if made.block_size else {})
+        node = ir.node("DequantizeLinear", parts, attributes, name=f"{weight.name}_dequantize")
+        old, new = graph.initializers[weight.name], node.outputs[0]
+        new.name, new.type, new.shape = f"{weight.name}_dequantized", old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, new)
+        del graph.initializers[weight.name]
+        graph.insert_before(graph[0], node)
 
 
 def _name_ports(model: ir.Model, stage: Stage) -> None:

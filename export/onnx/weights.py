@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,31 +22,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mimo_edge.export.bundle import Part
 from mimo_edge.export.reference_ops import Weights
-from mimo_edge.export.safetensors_io import Array, SafetensorsFile, input_error
+from mimo_edge.export.safetensors_io import Array, input_error
 
 PAGE_BYTES = 4096  # larger tensors begin at a page: a runtime can map them where they lie
 LINE_BYTES = 64  # smaller ones at a cache line
 _BLOCK_BYTES = 16 << 20
 
+# I8, I4 and F8 are stored as the bundle's quantised numbers, two I4 to a byte, the first in the low half
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
+_ITEM_BITS = {"F32": 32, "F16": 16, "BF16": 16, "I32": 32, "I8": 8, "F8": 8, "I4": 4}
+_NUMBERS = {"int8": "I8", "int4": "I4", "fp8": "F8"}
 _ROWS = re.compile(r"(^model\.embed_tokens|^lm_head|^speech_embeddings\.\d+)\.weight$|\._codebook\.embed$")
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One initialiser. read: its values in final layout, mapped or computed, of dtype `source`; stored as `dtype`."""
+    """One initialiser. read: its values in final layout, mapped or computed, of dtype `source`; stored as `dtype`.
+
+    dequantized: None, or what is stored in its place and what DequantizeLinear makes it from.
+    """
 
     name: str
     shape: tuple[int, ...]
     source: str
     dtype: str
     read: Callable[[], Array]
+    dequantized: Dequantized | None = None
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * _ITEM_BYTES[self.dtype]
+        return -(-int(np.prod(self.shape, dtype=np.int64)) * _ITEM_BITS[self.dtype] // 8)
 
     def blocks(self) -> Iterator[Array]:
         """Yield the stored bytes in order, a few rows at a time."""
@@ -53,29 +61,56 @@ class Weight:
         if values.shape != self.shape:
             raise input_error(f"export-onnx: {self.name}: expected {list(self.shape)}, got {list(values.shape)}")
         step = max(1, _BLOCK_BYTES // max(1, self.nbytes // max(1, self.shape[0])))
+        step += step % 2  # I4: a block ends with a byte
         for start in range(0, self.shape[0], step):
             yield self._stored(values[start : start + step])
 
     def _stored(self, block: Array) -> Array:
         """Values as uint8, C order. torch converts and transposes several times faster than numpy."""
+        if self.dtype in ("I8", "F8"):
+            return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+        if self.dtype == "I4":
+            return _nibbles(block)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the source is mapped read-only and only read
             values = torch.from_numpy(block)
         if self.source == "BF16":
             values = values.view(torch.bfloat16)
-        stored = values.to(TORCH_DTYPES[self.dtype]).contiguous()
-        if self.dtype == "F16" and not bool(stored.isfinite().all()):
+        converted = values.to(TORCH_DTYPES[self.dtype]).contiguous()
+        if self.dtype == "F16" and not bool(converted.isfinite().all()):
             raise input_error(f"export-onnx: {self.name}: expected values below 65504 for f16, got "
                               f"{float(values.abs().max()):.3g}; use --dtype bf16 or f32")  # fmt: skip
-        raw: Array = stored.reshape(-1).view(torch.uint8).numpy()
+        raw: Array = converted.reshape(-1).view(torch.uint8).numpy()
         return raw
 
 
-def bundle_weights(file: SafetensorsFile, prefixes: Sequence[str], dtype: str) -> list[Weight]:
+@dataclass(frozen=True, slots=True)
+class Dequantized:
+    """DequantizeLinear(numbers, scale, axis, block_size): what a packed weight of the bundle means.
+
+    block_size: of consecutive numbers along `axis` that share a scale; 0: one scale for each index of `axis`.
+    """
+
+    numbers: Weight
+    scale: Weight
+    axis: int
+    block_size: int
+
+
+def stored(weights: Sequence[Weight]) -> list[Weight]:
+    """What is written for a list of weights: themselves, or the numbers and scales they are made from."""
+    parts = (
+        (weight,) if weight.dequantized is None else (weight.dequantized.numbers, weight.dequantized.scale)
+        for weight in weights
+    )
+    return list(itertools.chain.from_iterable(parts))
+
+
+def bundle_weights(file: Part, prefixes: Sequence[str], dtype: str) -> list[Weight]:
     """Take the tensors of a bundle's file whose names begin with one of `prefixes`. Codebooks stay F32."""
     return [
         _from_bundle(file, name, "F32" if name.endswith("._codebook.embed") else dtype)
-        for name in file.tensors
+        for name in file.shapes
         if name.startswith(tuple(prefixes))
     ]
 
@@ -85,14 +120,63 @@ def computed(name: str, values: Array, dtype: str) -> Weight:
     return Weight(name, values.shape, "I32" if dtype == "I32" else "F32", dtype, lambda: values)
 
 
-def _from_bundle(file: SafetensorsFile, name: str, dtype: str) -> Weight:
-    info, axes = file.tensors[name], _axes(name, len(file.tensors[name].shape))
+def _from_bundle(file: Part, name: str, dtype: str) -> Weight:
+    stored_as = file.shapes[name]
+    axes = _axes(name, len(stored_as))
+    shape = tuple(stored_as[axis] for axis in axes)
+    if file.is_packed(name):
+
+        def values() -> Array:
+            return file.values(name).transpose(axes)
+
+        return Weight(name, shape, "F32", dtype, values, _dequantized(file, name, dtype, axes, shape))
 
     def read() -> Array:
-        values: Array = file.read(name).transpose(axes)
-        return values
+        raw: Array = file.file.read(name).transpose(axes)
+        return raw
 
-    return Weight(name, tuple(info.shape[axis] for axis in axes), info.dtype, dtype, read)
+    return Weight(name, shape, file.file.tensors[name].dtype, dtype, read)
+
+
+def _dequantized(
+    file: Part, name: str, dtype: str, axes: tuple[int, ...], shape: tuple[int, ...]
+) -> Dequantized | None:
+    """How a packed weight is made in a graph; None for one whose scales no axis of its ONNX layout has.
+
+    The numbers lie as the weight does. A row of the bundle's matrix is an output channel: axis 1 of a linear layer
+    [in, out], axis 0 elsewhere. Groups of columns become blocks of the other axis, which only a matrix has.
+    """
+    form, scale_shape = file.form(name), file.file.tensors[f"{name}_scale"].shape
+    groups = scale_shape[1]
+    if groups > 1 and len(shape) != 2:
+        return None
+    rows = axes.index(0)
+
+    def numbers() -> Array:
+        q = file.quantised(name).q.reshape(file.shapes[name]).transpose(axes)
+        return q
+
+    def scales() -> Array:
+        scale = file.quantised(name).scale
+        return scale[:, 0] if groups == 1 else scale.transpose(axes)
+
+    kind = _NUMBERS[form.name]
+    length = (shape[rows],) if groups == 1 else tuple(groups if axis == 1 - rows else shape[axis] for axis in (0, 1))
+    return Dequantized(
+        Weight(f"{name}_quantized", shape, kind, kind, numbers),
+        Weight(f"{name}_scale", length, "F32", dtype, scales),
+        rows if groups == 1 else 1 - rows,
+        0 if groups == 1 else file.group,
+    )
+
+
+def _nibbles(q: Array) -> Array:
+    """int8 in [-8, 7] -> uint8, two to a byte, the first in the low half."""
+    flat = q.astype(np.int8).reshape(-1).view(np.uint8) & np.uint8(15)
+    if len(flat) % 2:
+        flat = np.append(flat, np.uint8(0))
+    packed: Array = flat[::2] | (flat[1::2] << np.uint8(4))
+    return packed
 
 
 def _axes(name: str, rank: int) -> tuple[int, ...]:
@@ -107,7 +191,7 @@ def _axes(name: str, rank: int) -> tuple[int, ...]:
 def offsets(weights: Sequence[Weight]) -> dict[str, int]:
     """Where each weight begins in the file of its stage, in bytes."""
     table, end = {}, 0
-    for weight in weights:
+    for weight in stored(weights):
         table[weight.name] = end = end + -end % (PAGE_BYTES if weight.nbytes >= PAGE_BYTES else LINE_BYTES)
         end += weight.nbytes
     return table
@@ -117,7 +201,7 @@ def write_weights(weights: Sequence[Weight], path: Path, progress: Callable[[int
     """Write the file of a stage; progress gets the bytes of every block. Returns the file's sha256 in hex."""
     digest, table, end = hashlib.sha256(), offsets(weights), 0
     with open(path, "xb") as file:
-        for weight in weights:
+        for weight in stored(weights):
             gap = bytes(table[weight.name] - end)
             file.write(gap)
             digest.update(gap)

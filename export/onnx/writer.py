@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,45 +18,17 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from mimo_edge.export.bundle import Bundle
 from mimo_edge.export.new_folder import Counter, Progress, check_space, check_target, new_folder
 from mimo_edge.export.onnx.ops import FLAVOURS
 from mimo_edge.export.onnx.stages import Stage, stages
 from mimo_edge.export.onnx.trace import trace
-from mimo_edge.export.onnx.weights import offsets, write_weights
-from mimo_edge.export.safetensors_io import SafetensorsFile, input_error
+from mimo_edge.export.onnx.weights import offsets, stored, write_weights
+from mimo_edge.export.safetensors_io import input_error
 from mimo_edge.graphs import FORMAT, REVISION
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _MARGIN_BYTES = 64 << 20  # the graphs themselves
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An opened bundle: bundle.json, its sha256 (the checkpoint's identity), the two files of weights."""
-
-    config: dict[str, Any]
-    sha256: str
-    codec: SafetensorsFile
-    lm: SafetensorsFile
-
-    @staticmethod
-    def open(path: Path) -> Source:
-        """Open a bundle folder, revision 1. Raises InputError if it is none, or its files have another size."""
-        try:
-            raw = (path / "bundle.json").read_bytes()
-            config = json.loads(raw)
-        except (OSError, ValueError) as error:
-            raise input_error(f"export-onnx: expected a bundle folder, got {path}: {error}") from error
-        if config.get("format") != "mimo-edge bundle" or config.get("revision") != 1:
-            got = f"{config.get('format')!r} revision {config.get('revision')!r}"
-            raise input_error(f"export-onnx: {path}: expected 'mimo-edge bundle' revision 1, got {got}; build it again")
-        for name, entry in config["files"].items():
-            size = (path / name).stat().st_size if (path / name).is_file() else 0
-            if size != entry["bytes"]:
-                raise input_error(f"export-onnx: {path / name}: expected {entry['bytes']} bytes, got {size}; "
-                                  "build or copy the bundle again")  # fmt: skip
-        files = (SafetensorsFile(path / f"{part}.safetensors") for part in ("codec", "lm"))
-        return Source(config, hashlib.sha256(raw).hexdigest(), *files)
 
 
 def export_onnx(
@@ -82,8 +53,8 @@ def export_onnx(
         raise input_error(f"export-onnx: dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
     if unknown := [flavour for flavour in flavours if flavour not in FLAVOURS]:
         raise input_error(f"export-onnx: flavour: expected {', '.join(FLAVOURS)}, got {unknown[0]!r}")
-    source, out = Source.open(bundle), out.resolve()
-    every = stages(source.config, source.codec, source.lm, DTYPES[dtype])
+    source, out = Bundle.open(bundle, "export-onnx"), out.resolve()
+    every = stages(source.config, source.parts["codec"], source.parts["lm"], DTYPES[dtype])
     if unknown_names := set(only) - {stage.name for stage in every}:
         names = ", ".join(stage.name for stage in every)
         raise input_error(f"export-onnx: stage: expected {names}, got {min(unknown_names)}")
@@ -109,7 +80,7 @@ def _export_stage(
     stage: Stage, flavours: Sequence[str], described: dict[str, Any], folder: Path, report: Counter
 ) -> Iterator[dict[str, Any]]:
     """Write the weights of a stage and its graphs; yield their entries in export.json."""
-    file, total = f"{stage.name}.weights", max(1, sum(weight.nbytes for weight in stage.weights))
+    file, total = f"{stage.name}.weights", max(1, sum(weight.nbytes for weight in stored(stage.weights)))
     weights = write_weights(stage.weights, folder / file, lambda count: report.add(count / total, file))
     for flavour in _flavours(stage, flavours):
         name, graph = f"{stage.name}.{flavour}.onnx", stage.of(flavour)
@@ -140,7 +111,7 @@ def _export_stage(
         }
 
 
-def _describe(source: Source, dtype: str) -> dict[str, Any]:
+def _describe(source: Bundle, dtype: str) -> dict[str, Any]:
     config = source.config
     hashes = {name: entry["sha256"] for name, entry in config["files"].items()}
     return {
@@ -154,8 +125,11 @@ def _describe(source: Source, dtype: str) -> dict[str, Any]:
 
 def _bytes_of(chosen: Sequence[Stage]) -> int:
     """Size of the files of weights, and room for the graphs."""
-    files = (offsets(stage.weights)[stage.weights[-1].name] + stage.weights[-1].nbytes for stage in chosen)
-    return _MARGIN_BYTES + sum(files)
+    total = _MARGIN_BYTES
+    for stage in chosen:
+        last = stored(stage.weights)[-1]
+        total += offsets(stage.weights)[last.name] + last.nbytes
+    return total
 
 
 def _failure(text: str) -> Exception:
