@@ -7,10 +7,10 @@ namespace mimo::gpu {
 
 class Arena {
 public:
-    // [count] zeros, aligned to 256 bytes; null while counting.
+    // [count] zeros, aligned to 256 bytes; while counting, an address that nobody may read.
     template <typename T>
     T* take(int64_t count) {
-        char* data = memory_.bytes() > 0 ? memory_.as<char>() + used_ : nullptr;
+        char* data = (counting() ? reinterpret_cast<char*>(uintptr_t{256}) : memory_.as<char>()) + used_;
         used_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
         return reinterpret_cast<T*>(data);
     }

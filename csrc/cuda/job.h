@@ -108,6 +108,9 @@ struct LinearJob {
     Heads heads;         // attend
     Cache cache;         // attend
     int32_t first_tile;  // attend: of w among the tiles of queries, keys and values
+    // attend: tiles of one key head and all that goes with it, which then stay with one block: it attends to them in
+    // the same job. For caches of at most kKeyChunk positions. 0: heads in order, any block.
+    int32_t unit_tiles;
 };
 
 struct AttentionJob {
@@ -149,11 +152,11 @@ struct Job {
     Op op;
     union {
         LinearJob linear;
-        AttentionJob attention;
         TextJob text;
         CodesJob codes;
         SampleJob sample;
     };
+    AttentionJob attention;  // of Op::attention, and of a linear job whose blocks attend to their own heads
 };
 
 // What one call asks for, in device memory, and what it answers.

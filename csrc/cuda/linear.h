@@ -37,28 +37,47 @@ MIMO_DEVICE float silu(float x) {
     return x / (1.0f + exponential(-x));
 }
 
-// Rows `pair` and `pair + 4` of a tile are a and b, of input row r at position t.
-MIMO_DEVICE void finish_heads(const LinearJob& job, int32_t tile, int pair, int r, int64_t t, float a, float b) {
+// What a tile of queries, keys and values holds: of part 0, 1 or 2 the tile `at` of a head.
+struct HeadTile {
+    int part, head, at;
+};
+
+MIMO_DEVICE HeadTile head_tile(const LinearJob& job, int tile) {
     const Heads& h = job.heads;
-    const int32_t rotated = (h.heads + h.kv_heads) * h.pair_tiles;
-    if (tile >= rotated) {
-        const int64_t head = (tile - rotated) / h.value_tiles, d = (tile - rotated) % h.value_tiles * kTileRows + pair;
-        float* values = job.cache.values + (head * job.cache.capacity + t) * h.head_dim;
-        if (d < h.head_dim) values[d] = a;
-        if (d + kHalfTile < h.head_dim) values[d + kHalfTile] = b;
+    if (job.unit_tiles > 0) {
+        const int unit = tile / job.unit_tiles, at = tile % job.unit_tiles, shared_by = h.heads / h.kv_heads;
+        const int keys = shared_by * h.pair_tiles, values = keys + h.pair_tiles;
+        if (at < keys) return {0, unit * shared_by + at / h.pair_tiles, at % h.pair_tiles};
+        return at < values ? HeadTile{1, unit, at - keys} : HeadTile{2, unit, at - values};
+    }
+    tile += job.first_tile;
+    const int head = tile / h.pair_tiles, values = (h.heads + h.kv_heads) * h.pair_tiles;
+    if (tile >= values) return {2, (tile - values) / h.value_tiles, (tile - values) % h.value_tiles};
+    return head < h.heads ? HeadTile{0, head, tile % h.pair_tiles} : HeadTile{1, head - h.heads, tile % h.pair_tiles};
+}
+
+// Rows `pair` and `pair + 4` of a tile are a and b, of input row r at position t.
+MIMO_DEVICE void finish_heads(const LinearJob& job, int tile, int pair, int r, int64_t t, float a, float b) {
+    const auto [part, head, at] = head_tile(job, tile);
+    const int64_t dim = job.heads.head_dim, half = dim / 2;
+    if (part == 2) {
+        const int64_t d = at * kTileRows + pair;
+        float* values = job.cache.values + (head * job.cache.capacity + t) * dim;
+        if (d < dim) values[d] = a;
+        if (d + kHalfTile < dim) values[d + kHalfTile] = b;
         return;
     }
-    const int64_t half = h.head_dim / 2, head = tile / h.pair_tiles, d = tile % h.pair_tiles * kHalfTile + pair;
+    const int64_t d = at * kHalfTile + pair;
     if (d >= half) return;
-    const float cosine = h.cosine[t * half + d], sine = h.sine[t * half + d];
+    const float cosine = job.heads.cosine[t * half + d], sine = job.heads.sine[t * half + d];
     const float low = a * cosine - b * sine, high = b * cosine + a * sine;
-    if (head < h.heads) {
-        float* q = job.out + r * job.out_stride + head * h.head_dim;
+    if (part == 0) {
+        float* q = job.out + r * job.out_stride + head * dim;
         q[d] = low;
         q[d + half] = high;
     } else {
-        const int64_t block = (head - h.heads) * (job.cache.capacity / kKeyLanes) + t / kKeyLanes;
-        float* keys = job.cache.keys + block * h.head_dim * kKeyLanes + t % kKeyLanes;
+        const int64_t block = head * (job.cache.capacity / kKeyLanes) + t / kKeyLanes;
+        float* keys = job.cache.keys + block * dim * kKeyLanes + t % kKeyLanes;
         keys[d * kKeyLanes] = low;
         keys[(d + half) * kKeyLanes] = high;
     }
@@ -78,7 +97,7 @@ MIMO_DEVICE void finish_pair(const LinearJob& job, const Program& program, const
     const int64_t n = int64_t{tile} * kTileRows + pair;
     switch (job.finish) {
         case Finish::attend:
-            return finish_heads(job, tile + job.first_tile, pair, r, position_of(job.clock, program, call, r), a, b);
+            return finish_heads(job, tile, pair, r, position_of(job.clock, program, call, r), a, b);
         case Finish::gate:
             if (int64_t{tile} * kHalfTile + pair < job.w.rows / 2) out[int64_t{tile} * kHalfTile + pair] = silu(a) * b;
             return;
@@ -142,8 +161,12 @@ MIMO_DEVICE_CALL void run_linear(const LinearJob& job, const Program& program, c
     constexpr int loads = loads_of(type), slabs_in_flight = kLoadQuads / loads;
     const SlabMatrix w = job.w;
     const Tiles all = tiles_of(job, call.step);
-    const int mine = Highest{}(0, (all.end - all.first - block() + blocks() - 1) / blocks());
-    const auto tile_at = [&](int index) { return all.first + block() + index * blocks(); };
+    const int unit = Highest{}(1, job.unit_tiles);  // tiles that stay together
+    const int units = (all.end - all.first) / unit;
+    const int mine = Highest{}(0, (units - block() + blocks() - 1) / blocks()) * unit;
+    const auto tile_at = [&](int index) {
+        return all.first + (block() + index / unit * blocks()) * unit + index % unit;
+    };
     const int count = mine * w.slabs, round = round_of(type, warps());
 
     Quad weights[slabs_in_flight][loads];

@@ -13,7 +13,11 @@ MIMO_DEVICE void run_job(const Program& program, int32_t index, int32_t row, Wai
     const bool once = index < program.before;
     const Call call = {.job = index, .step = once ? 0 : (index - program.before) / program.each, .row = row};
     const Job& job = program.jobs[once ? index : program.before + (index - program.before) % program.each];
-    if (job.op == Op::linear) return run_linear(job.linear, program, call, wait);
+    if (job.op == Op::linear) {
+        run_linear(job.linear, program, call, wait);
+        if (job.linear.unit_tiles > 0) run_attention(job.attention, program, call);
+        return;
+    }
     wait();
     switch (job.op) {
         case Op::linear:

@@ -86,6 +86,7 @@ public:
 
     void copy_in(void* device, const void* host, int64_t bytes);
     void copy_out(void* host, const void* device, int64_t bytes);
+    void copy(void* to, const void* from, int64_t bytes);  // on the device
     void run(const Program& program, int32_t row, const Grid& grid) { run(program, row, grid, 0, program.count()); }
     void run(const Program& program, int32_t row, const Grid& grid, int32_t first, int32_t last);  // jobs [first, last)
     void rvq_encode(const RvqJob& job, int blocks);

@@ -10,7 +10,11 @@ namespace {
 // Shared memory that a job needs.
 int64_t shared_bytes_of(const Job& job, int64_t rows) {
     const int warps = block_threads() / kWarp;
-    if (job.op == Op::linear) return linear_bytes(job.linear.w, job.linear.rows > 0 ? job.linear.rows : rows, warps);
+    if (job.op == Op::linear) {
+        const int64_t linear = linear_bytes(job.linear.w, job.linear.rows > 0 ? job.linear.rows : rows, warps);
+        return job.linear.unit_tiles > 0 ? std::max(linear, attention_bytes(job.linear.heads, job.attention.rows))
+                                         : linear;
+    }
     if (job.op == Op::attention) {
         return attention_bytes(job.attention.heads, job.attention.rows > 0 ? job.attention.rows : rows);
     }
@@ -160,23 +164,13 @@ void CudaSequence::lay_out(int64_t capacity) {
     patch_ = put(jobs, 1, static_cast<int32_t>(lm.local_steps()));
 }
 
-// Five jobs a layer (more where queries, keys and values are of several kinds).
+// Four jobs a layer where the cache is short, else five; more where queries, keys and values are of several kinds.
 void CudaSequence::add_stack(std::vector<Job>& jobs, const StackWeights& stack, const Buffers& b, int32_t rows,
                              Clock clock, bool causal) {
     const Qwen2Config& c = stack.config;
     const int64_t heads = c.heads * c.head_dim;
     for (size_t i = 0; i < stack.layers.size(); ++i) {
         const LayerWeights& layer = stack.layers[i];
-        for (const QkvPart& part : layer.qkv) {
-            Job job = with_norm(linear_job(part.w, b.x, c.hidden, b.q, heads, Finish::attend, rows),
-                                layer.attention_norm, c.hidden, c.eps);
-            job.linear.bias = part.bias;
-            job.linear.clock = clock;
-            job.linear.heads = stack.heads;
-            job.linear.cache = b.caches[i];
-            job.linear.first_tile = part.first_tile;
-            jobs.push_back(job);
-        }
         Job attention = {};
         attention.op = Op::attention;
         attention.attention = {.heads = stack.heads,
@@ -188,7 +182,19 @@ void CudaSequence::add_stack(std::vector<Job>& jobs, const StackWeights& stack, 
                                .rows = rows,
                                .clock = clock,
                                .causal = causal ? 1 : 0};
-        jobs.push_back(attention);
+        for (const QkvPart& part : layer.qkv) {
+            Job job = with_norm(linear_job(part.w, b.x, c.hidden, b.q, heads, Finish::attend, rows),
+                                layer.attention_norm, c.hidden, c.eps);
+            job.linear.bias = part.bias;
+            job.linear.clock = clock;
+            job.linear.heads = stack.heads;
+            job.linear.cache = b.caches[i];
+            job.linear.first_tile = part.first_tile;
+            job.linear.unit_tiles = part.unit_tiles;
+            job.attention = attention.attention;
+            jobs.push_back(job);
+        }
+        if (layer.qkv[0].unit_tiles == 0) jobs.push_back(attention);
         jobs.push_back(linear_job(layer.o, b.mixed, heads, b.x, c.hidden, Finish::accumulate, rows));
         jobs.push_back(with_norm(linear_job(layer.gate_up, b.x, c.hidden, b.gated, c.ffn, Finish::gate, rows),
                                  layer.ffn_norm, c.hidden, c.eps));
@@ -379,7 +385,7 @@ CudaBackend::CudaBackend(const Config& config, const Weights& weights, const Poo
     : config_(config),
       index_(device),
       device_(use_device(device)),
-      weights_(std::make_shared<LmWeights>(config, weights, pool)),
+      weights_(std::make_shared<LmWeights>(config, Tensors(weights), pool)),
       rest_(std::move(rest)) {}
 
 std::shared_ptr<Sequence> CudaBackend::sequence(int64_t capacity) const {

@@ -16,10 +16,17 @@ bool alike(const Matrix& a, const Matrix& b) {
 
 }  // namespace
 
+Tensors::Tensors(const Weights& weights)
+    : matrix([weights](const std::string& name, int64_t rows, int64_t cols) {
+          return weights.matrix(name, {rows, cols});
+      }),
+      vector([weights](const std::string& name, int64_t size) { return weights.vector(name, size); }) {}
+
 // Runs twice over the same tensors: to count, then to copy.
 struct LmWeights::Loader {
     Arena& arena;
     const Pool& pool;
+    const Tensors& tensors;
     Stream stream = {};
     std::vector<uint8_t> data = {}, scales = {};
 
@@ -48,8 +55,8 @@ struct LmWeights::Loader {
 
     SlabMatrix put(const Matrix& source) { return put({&source, 1}, rows_in_order(source.rows), source.rows); }
 
-    StackWeights stack(const Qwen2Config& config, const Weights& weights, int64_t positions);
-    LayerWeights layer(const Qwen2Config& config, const Weights& w);
+    StackWeights stack(const Qwen2Config& config, const std::string& prefix, int64_t positions);
+    LayerWeights layer(const Qwen2Config& config, const std::string& prefix, bool short_cache);
 
     void copy(void* to, const void* from, int64_t bytes) {
         stream.copy_in(to, from, bytes);
@@ -57,14 +64,15 @@ struct LmWeights::Loader {
     }
 };
 
-LayerWeights LmWeights::Loader::layer(const Qwen2Config& config, const Weights& w) {
+LayerWeights LmWeights::Loader::layer(const Qwen2Config& config, const std::string& prefix, bool short_cache) {
     const int64_t hidden = config.hidden, dim = config.head_dim;
     const auto matrix = [&](const char* name, int64_t out, int64_t in) {
-        return w.matrix(std::string(name) + ".weight", {out, in});
+        return tensors.matrix(prefix + name + ".weight", out, in);
     };
+    const auto vector = [&](const std::string& name, int64_t size) { return tensors.vector(prefix + name, size); };
     LayerWeights layer = {};
-    layer.attention_norm = put(w.vector("input_layernorm.weight", hidden));
-    layer.ffn_norm = put(w.vector("post_attention_layernorm.weight", hidden));
+    layer.attention_norm = put(vector("input_layernorm.weight", hidden));
+    layer.ffn_norm = put(vector("post_attention_layernorm.weight", hidden));
 
     const int64_t counts[] = {config.heads, config.kv_heads, config.kv_heads};
     const char* const names[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"};
@@ -73,11 +81,22 @@ LayerWeights LmWeights::Loader::layer(const Qwen2Config& config, const Weights& 
     std::vector<SourceRow> orders[3];
     for (int i = 0; i < 3; ++i) {
         sources.push_back(matrix(names[i], counts[i] * dim, hidden));
-        biases.push_back(w.vector(std::string(names[i]) + ".bias", counts[i] * dim));
+        biases.push_back(vector(std::string(names[i]) + ".bias", counts[i] * dim));
         orders[i] = i < 2 ? rows_of_rotated_heads(counts[i], dim, i) : rows_of_heads(counts[i], dim, i);
     }
     const bool woven = alike(sources[0], sources[1]) && alike(sources[0], sources[2]);
-    if (woven) {
+    int32_t unit_tiles = 0;
+    if (woven && short_cache) {
+        std::vector<SourceRow> units;
+        for (int64_t unit = 0; unit < config.kv_heads; ++unit) {
+            for (const auto& order : orders) {
+                const auto rows = std::ssize(order) / config.kv_heads;
+                units.insert(units.end(), order.begin() + unit * rows, order.begin() + (unit + 1) * rows);
+            }
+        }
+        unit_tiles = static_cast<int32_t>(std::ssize(units) / config.kv_heads / kTileRows);
+        orders[0] = std::move(units);
+    } else if (woven) {
         for (int i = 1; i < 3; ++i) orders[0].insert(orders[0].end(), orders[i].begin(), orders[i].end());
     }
     int32_t first_tile = 0;
@@ -91,7 +110,7 @@ LayerWeights LmWeights::Loader::layer(const Qwen2Config& config, const Weights& 
         const std::span<const Vector> vectors = woven ? std::span<const Vector>(biases) : std::span(&biases[from], 1);
         const std::vector<float> bias = in_order(vectors, orders[i]);
         const SlabMatrix packed = put(matrices, orders[i], std::ssize(orders[i]));
-        layer.qkv.push_back({packed, put(std::span<const float>(bias)), first_tile});
+        layer.qkv.push_back({packed, put(std::span<const float>(bias)), first_tile, unit_tiles});
         first_tile += packed.tiles;
     }
 
@@ -104,7 +123,7 @@ LayerWeights LmWeights::Loader::layer(const Qwen2Config& config, const Weights& 
     return layer;
 }
 
-StackWeights LmWeights::Loader::stack(const Qwen2Config& config, const Weights& weights, int64_t positions) {
+StackWeights LmWeights::Loader::stack(const Qwen2Config& config, const std::string& prefix, int64_t positions) {
     const Rope rope = rope_of(config, positions);
     StackWeights stack = {.config = config, .heads = {}, .layers = {}, .norm = nullptr};
     stack.heads = {.heads = static_cast<int32_t>(config.heads),
@@ -115,33 +134,32 @@ StackWeights LmWeights::Loader::stack(const Qwen2Config& config, const Weights& 
                    .cosine = put(std::span<const float>(rope.cosine.data)),
                    .sine = put(std::span<const float>(rope.sine.data))};
     for (int64_t i = 0; i < config.layers; ++i) {
-        stack.layers.push_back(layer(config, weights.under("layers", i)));
+        stack.layers.push_back(layer(config, prefix + "layers." + std::to_string(i) + ".", positions <= kKeyChunk));
     }
-    stack.norm = put(weights.vector("norm.weight", config.hidden));
+    stack.norm = put(tensors.vector(prefix + "norm.weight", config.hidden));
     return stack;
 }
 
-LmWeights::LmWeights(const Config& config, const Weights& weights, const Pool& pool) {
+LmWeights::LmWeights(const Config& config, const Tensors& tensors, const Pool& pool) {
     const LmConfig& lm = config.lm;
-    Loader loader = {.arena = arena_, .pool = pool};
+    Loader loader = {.arena = arena_, .pool = pool, .tensors = tensors};
     const auto put_all = [&] {
-        backbone = loader.stack(backbone_config(lm), weights.under("model"), lm.max_position_embeddings);
-        const Vector norm = weights.under("model").vector("norm.weight", lm.hidden_size);
+        backbone = loader.stack(backbone_config(lm), "model.", lm.max_position_embeddings);
+        const Vector norm = tensors.vector("model.norm.weight", lm.hidden_size);
         backbone_norm.assign(norm.begin(), norm.end());
-        encoder = loader.stack(patch_encoder_config(lm), weights.under("input_local_transformer"), lm.group_size);
-        decoder = loader.stack(patch_decoder_config(lm), weights.under("local_transformer"), lm.local_steps());
-        const Matrix table = weights.matrix("model.embed_tokens.weight", {lm.vocab_size, lm.hidden_size});
+        encoder = loader.stack(patch_encoder_config(lm), "input_local_transformer.", lm.group_size);
+        decoder = loader.stack(patch_decoder_config(lm), "local_transformer.", lm.local_steps());
+        const Matrix table = tensors.matrix("model.embed_tokens.weight", lm.vocab_size, lm.hidden_size);
         text = loader.put(table);
-        text_head = lm.tie_word_embeddings
-                        ? text
-                        : loader.put(weights.matrix("lm_head.weight", {lm.vocab_size, lm.hidden_size}));
+        text_head =
+            lm.tie_word_embeddings ? text : loader.put(tensors.matrix("lm_head.weight", lm.vocab_size, lm.hidden_size));
         encoder_down = loader.put(
-            weights.matrix("speech_group_downcast.weight", {lm.hidden_size, lm.group_size * lm.input_local_dim}));
-        enter = loader.put(weights.matrix("hidden_states_downcast.weight", {lm.local_dim, lm.hidden_size}));
+            tensors.matrix("speech_group_downcast.weight", lm.hidden_size, lm.group_size * lm.input_local_dim));
+        enter = loader.put(tensors.matrix("hidden_states_downcast.weight", lm.local_dim, lm.hidden_size));
         widen = lm.input_local_dim != lm.local_dim;
         if (widen) {
             to_local =
-                loader.put(weights.matrix("speech_embeddings_to_local.weight", {lm.local_dim, lm.input_local_dim}));
+                loader.put(tensors.matrix("speech_embeddings_to_local.weight", lm.local_dim, lm.input_local_dim));
         }
 
         std::vector<Matrix> head_sources;
@@ -153,9 +171,9 @@ LmWeights::LmWeights(const Config& config, const Weights& weights, const Pool& p
             const auto at = static_cast<size_t>(level);
             const int64_t codes = lm.speech_vocab_size[at];
             head_sources.push_back(
-                weights.under("local_transformer_lm_heads", level).matrix("weight", {codes, lm.local_dim}));
-            embeddings.push_back(
-                loader.put(weights.under("speech_embeddings", level).matrix("weight", {codes, lm.input_local_dim})));
+                tensors.matrix("local_transformer_lm_heads." + std::to_string(level) + ".weight", codes, lm.local_dim));
+            embeddings.push_back(loader.put(
+                tensors.matrix("speech_embeddings." + std::to_string(level) + ".weight", codes, lm.input_local_dim)));
             first_of_level.push_back(static_cast<int32_t>(std::ssize(order)));
             const auto rows = rows_in_order(codes, static_cast<int>(level));
             order.insert(order.end(), rows.begin(), rows.end());

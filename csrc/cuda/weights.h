@@ -1,17 +1,29 @@
 // The language model's weights on a device, in one allocation: immutable, shared by all conversations.
 #pragma once
 
+#include <functional>
+
 #include "cuda/arena.h"
 #include "cuda/pack.h"
 #include "lm/qwen2.h"
 
 namespace mimo::gpu {
 
+// Where weights come from, by their names in a bundle: a bundle, or a benchmark that makes them up.
+struct Tensors {
+    std::function<Matrix(const std::string& name, int64_t rows, int64_t cols)> matrix;
+    std::function<Vector(const std::string& name, int64_t size)> vector;
+
+    explicit Tensors(const Weights& weights);
+    Tensors() = default;
+};
+
 // A linear layer, or a third of one: queries, keys and values are one matrix if they are of one kind, else three.
 struct QkvPart {
     SlabMatrix w;
     const float* bias;
     int32_t first_tile;
+    int32_t unit_tiles;  // LinearJob::unit_tiles
 };
 
 struct LayerWeights {
@@ -30,8 +42,8 @@ struct StackWeights {
 
 class LmWeights {
 public:
-    // device: current. Throws DeviceError if it has too little memory, BundleError if a tensor is missing.
-    LmWeights(const Config& config, const Weights& weights, const Pool& pool);
+    // On the current device. Throws DeviceError if it has too little memory, BundleError if a tensor is missing.
+    LmWeights(const Config& config, const Tensors& tensors, const Pool& pool);
 
     int64_t bytes() const { return arena_.bytes(); }
 

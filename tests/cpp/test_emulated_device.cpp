@@ -31,7 +31,7 @@ std::vector<int32_t> patch_on(const gpu::Emulation& kind) {
     const Config& config = model.config();
     gpu::emulation() = kind;
     const Pool pool(1);
-    const auto weights = std::make_shared<gpu::LmWeights>(config, model.weights(), pool);
+    const auto weights = std::make_shared<gpu::LmWeights>(config, gpu::Tensors(model.weights()), pool);
     gpu::CudaSequence sequence(config, weights, gpu::use_device(0), 70);
     const std::vector<int32_t> tokens = {5, config.tokens.empty};
     std::vector<int32_t> codes(static_cast<size_t>(2 * config.lm.group_size * config.lm.audio_channels), 1);

@@ -77,7 +77,7 @@ Positions some_positions(const Config& config, int64_t count, uint32_t seed) {
 std::shared_ptr<Sequence> device_sequence(const tiny::Model& model, int64_t capacity) {
     const Pool pool(1);
     const gpu::Device device = gpu::use_device(0);
-    const auto weights = std::make_shared<gpu::LmWeights>(model.config(), model.weights(), pool);
+    const auto weights = std::make_shared<gpu::LmWeights>(model.config(), gpu::Tensors(model.weights()), pool);
     return std::make_shared<gpu::CudaSequence>(model.config(), weights, device, capacity);
 }
 

@@ -63,10 +63,14 @@ Stream::Stream() = default;
 Stream::~Stream() = default;
 
 void Stream::copy_in(void* device, const void* host, int64_t bytes) {
-    std::memcpy(device, host, static_cast<size_t>(bytes));
+    if (bytes > 0) std::memcpy(device, host, static_cast<size_t>(bytes));
 }
 void Stream::copy_out(void* host, const void* device, int64_t bytes) {
-    std::memcpy(host, device, static_cast<size_t>(bytes));
+    if (bytes > 0) std::memcpy(host, device, static_cast<size_t>(bytes));
+}
+
+void Stream::copy(void* to, const void* from, int64_t bytes) {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
 }
 
 void Stream::run(const Program& program, int32_t row, const Grid& grid, int32_t first, int32_t last) {

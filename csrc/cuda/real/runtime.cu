@@ -149,6 +149,11 @@ void Stream::copy_out(void* host, const void* device, int64_t bytes) {
           "a copy from the device");
 }
 
+void Stream::copy(void* to, const void* from, int64_t bytes) {
+    make_current(handles_->device);
+    check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, handles_->stream), "a copy");
+}
+
 void Stream::run(const Program& program, int32_t row, const Grid& grid, int32_t first, int32_t last) {
     make_current(handles_->device);
     const dim3 blocks(static_cast<unsigned>(grid.blocks)), threads(static_cast<unsigned>(grid.threads));
