@@ -83,7 +83,7 @@ def open_core(
             raise InputError('load: expected providers and graphs with backend="onnxruntime" only, got them without')
         return _core.Model.open(str(bundle), threads, check, device=device)
     if device != "cpu":
-        raise InputError(f'load: expected a device with backend="native" only, got {device!r}; choose providers instead')
+        raise InputError(f'load: expected a device with backend="native" only, got {device!r}; choose providers')
     folder = Path(graphs) if graphs else bundle / "onnx"
     if not (folder / "export.json").is_file():
         raise InputError(f"load: expected graphs in {folder}, got none; mimo-edge export-onnx {bundle} -o {folder}")

@@ -65,6 +65,7 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Who computes the networks."""
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="of the core itself: cpu, cuda, cuda:1, ...")
     parser.add_argument("--backend", choices=BACKENDS, default="native", help="who computes (default: the core itself)")
     parser.add_argument("--provider", action="append", default=[], metavar="NAME", help="of ONNX Runtime; repeatable")
     parser.add_argument("--graphs", metavar="DIR", help="of export-onnx, for onnxruntime (default: onnx in the bundle)")

@@ -252,8 +252,8 @@ def open_model(arguments: argparse.Namespace) -> Model:
     parity = getattr(arguments, "parity", False)
     with ProgressBar(None, "", "opening the bundle"):
         return mimo_edge.load(
-            arguments.bundle, threads=arguments.threads, parity=parity, tap=tap, backend=arguments.backend,
-            providers=arguments.provider, graphs=arguments.graphs,
+            arguments.bundle, threads=arguments.threads, parity=parity, tap=tap, device=arguments.device,
+            backend=arguments.backend, providers=arguments.provider, graphs=arguments.graphs,
         )  # fmt: skip
 
 
