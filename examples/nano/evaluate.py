@@ -9,7 +9,8 @@
     answer      speech to speech: text, sound and intent of the reply  reply       speech to text: the written reply
 
 Every task counts runaways: replies that did not end by themselves, or are longer than twice what was expected.
---judge whisper hears without knowing the domain; --mos adds DistillMOS; --out keeps the waves.
+--judge whisper hears without knowing the domain; --mos adds DistillMOS; --out keeps the waves. Ctrl-C prints what was
+measured so far.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grammar
@@ -169,8 +171,9 @@ def main() -> None:
     for what in TASKS if args.what == "all" else [args.what]:
         began, done = time.process_time(), Evaluation(model, args)
         each = noisy(clips) if args.noisy else iter(clips)
-        for i, (clip, wave) in enumerate(tqdm(each, desc=what, total=len(clips), mininterval=5, leave=False)):
-            getattr(done, what)(i, clip, wave)
+        with suppress(KeyboardInterrupt):
+            for i, (clip, wave) in enumerate(tqdm(each, desc=what, total=len(clips), mininterval=5, leave=False)):
+                getattr(done, what)(i, clip, wave)
         where = args.shard if args.speech != SHIPPED else "shipped speech"
         where += " noisy" if args.noisy else ""
         print(f"{what}, {where}: {done}  cpu {time.process_time() - began:.0f} s", flush=True)
