@@ -15,8 +15,8 @@ import mimo_edge
 from mimo_edge import Model, Options
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/nano"))
-import grammar  # noqa: E402
-import judge  # noqa: E402
+import grammar
+import judge
 
 SPEECH = Path(__file__).parents[1] / "speech"
 LINES = [json.loads(line) for line in (SPEECH / "lines.jsonl").read_text().splitlines()]
