@@ -129,9 +129,6 @@ void compare(tiny::Format format, double tolerance) {
 TEST(device_model_equals_the_core_f32) {
     compare({}, 2e-5);
 }
-TEST(device_model_equals_the_core_bf16) {
-    compare({.type = DType::bf16}, 2e-5);
-}
 TEST(device_model_equals_the_core_int8) {
     compare({.type = DType::i8, .bits = 16}, 1e-3);
 }
