@@ -3,7 +3,9 @@
 #include <thread>
 
 #include "check.h"
+#include "codec/decoder_stream.h"
 #include "engine/generation.h"
+#include "engine/listener.h"
 #include "engine/reply.h"
 
 using namespace mimo;
@@ -92,4 +94,51 @@ TEST(a_cancelled_reply_ends) {
     CHECK(!generation.next().has_value());
     CHECK(generation.ending() == Ending::cancelled || generation.ending() == Ending::stop_token);
     CHECK_EQ(generation.positions().count(), int64_t{1});
+}
+
+TEST(a_decoder_stream_is_the_offline_decode_of_its_policy) {
+    const auto model = open_model(2);
+    const Array hidden = model->rvq.decode(model->encode(tone(50000)));
+    const StreamOptions options = {.norm = {.prior = {{{0.1, 1.2}, {-0.3, 2.0}}}, .weight_frames = 25},
+                                   .history_frames = 20,
+                                   .look_ahead_frames = 40};
+    const std::vector<float> offline = model->codec_decoder(model->context(), hidden, options);
+    DecoderStream stream(model->codec_decoder, options);
+    std::vector<float> made;
+    for (int64_t first = 0; first < hidden.rows; first += 3) {
+        Array chunk(std::min<int64_t>(3, hidden.rows - first), hidden.cols);
+        std::copy_n(hidden.row(first), chunk.data.size(), chunk.data.begin());
+        const auto more = stream.push(model->context(), chunk, first + 3 >= hidden.rows);
+        made.insert(made.end(), more.begin(), more.end());
+    }
+    CHECK(made == offline);
+    CHECK_THROWS(stream.push(model->context(), Array(0, hidden.cols), true), InputError, "ended");
+}
+
+TEST(a_listener_settles_to_what_was_heard_and_a_saved_state_goes_on) {
+    const auto model = open_model(1);
+    const auto wav = tone(40000);
+    const Positions before = model->prompts.text("<|sosp|>");
+    const auto state = std::make_shared<State>(model, 0, 0, 400);
+    Listener listener(state, before);
+    for (size_t first = 0; first < wav.size(); first += 7001) {
+        const size_t count = std::min<size_t>(7001, wav.size() - first);
+        CHECK_EQ(listener.feed({wav.data() + first, count}, 24000), static_cast<int64_t>(count));
+        if (first > 10000) listener.settle();
+    }
+    listener.settle();
+    Positions whole = before;
+    append(whole, model->prompts.audio(model->encode(wav), false));
+    CHECK(state->positions().codes == whole.codes);
+    State straight(model);
+    straight.prefill(whole);
+    CHECK(state->text_logits() == straight.text_logits());
+
+    const std::string saved = straight.save("note");
+    State other(model, 0, 0, straight.length());
+    CHECK_EQ(other.restore(saved), std::string("note"));
+    CHECK(other.text_logits() == straight.text_logits());
+    CHECK_THROWS(other.restore(std::string_view(saved).substr(0, saved.size() / 2)), InputError, "shorter");
+    CHECK_THROWS(other.restore(std::string(saved.size(), 'x')), InputError, "other bytes");
+    CHECK_EQ(other.keep(whole), whole.count() - 1);
 }
