@@ -1,5 +1,7 @@
 """Where the time of a turn goes, from the end of speech to the first sound of the answer, over many turns.
 
+Each part is what the listener waits for it: work done while the end of the turn was still being judged costs nothing.
+
 detect    end of speech -> the turn is known to be over       prefill   what was left to read of the question
 encode    what was left to encode (nothing, if it was done in the pause)
 patch     until the first patch of speech is made: the text before it, and the patch
@@ -60,10 +62,13 @@ class TurnTimes:
         """Return the seconds of each part and their total, None if nothing was heard of the answer."""
         if self.played is None or self.first_patch_s is None:
             return None
-        detect, total = self.detected - self.speech_ended, self.played - self.speech_ended
-        patch = self.started - self.detected + self.first_patch_s - self.encode_s - self.prefill_s
-        parts = {"detect": detect, "encode": self.encode_s, "prefill": self.prefill_s, "patch": patch}
-        return {**parts, "codec": total - sum(parts.values()), "total": total}
+        encoded = self.started + self.encode_s
+        moments = [self.detected, encoded, encoded + self.prefill_s, self.started + self.first_patch_s, self.played]
+        parts, at = {}, self.speech_ended
+        for name, moment in zip(PARTS, moments, strict=True):
+            parts[name] = max(0.0, moment - at)
+            at = max(at, moment)
+        return {**parts, "total": self.played - self.speech_ended}
 
 
 def memory_mib() -> float:
@@ -77,6 +82,7 @@ def memory_mib() -> float:
 
 def summarise(turns: list[TurnTimes], underruns: int, silenced: list[float], wall_s: float) -> dict[str, Any]:
     """Return the report of many turns: percentiles in ms, what was played, what it cost."""
+    turns = [turn for turn in turns if turn.detected]  # the others were taken back unheard
     parts = [split for turn in turns if (split := turn.parts())]
     memory = [turn.memory_mib for turn in turns]
     tenth = max(1, len(memory) // 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import queue
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile  # type: ignore[import-untyped]
 
 import mimo_edge
 from mimo_edge import _core, latency
 from mimo_edge._core import InputError
-from mimo_edge.audio import Wave, read_audio, write_wav
+from mimo_edge.audio import Wave, read_audio
 from mimo_edge.loudspeaker import Loudspeaker
 from mimo_edge.prefix_cache import PrefixCache
 from mimo_edge.request import Options
@@ -66,17 +68,21 @@ class FilesAsMicrophone:
 
 
 def run_files(
-    microphone: FilesAsMicrophone, taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int
-) -> tuple[Wave, float]:
-    """Play in real time; returns what the loudspeaker played and how late a block was at most, in seconds."""
-    played, late, started = [], 0.0, time.perf_counter()
-    for count, block in enumerate(microphone.blocks(taker, loudspeaker), start=1):
-        due = started + count * BLOCK_S
-        time.sleep(max(0.0, due - time.perf_counter()))
-        late = max(late, time.perf_counter() - due)
-        played.append(loudspeaker.take(round(BLOCK_S * loudspeaker.rate_hz)))
-        taker.hear(block, rate_hz)
-    return np.concatenate(played), late
+    microphone: FilesAsMicrophone, taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int, out: Path | None
+) -> float:
+    """Play in real time; what the loudspeaker played goes to `out`. Returns how late a block was at most, in seconds."""
+    late, started = 0.0, time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        file = out and stack.enter_context(soundfile.SoundFile(out, "w", loudspeaker.rate_hz, 1, "PCM_16"))
+        for count, block in enumerate(microphone.blocks(taker, loudspeaker), start=1):
+            due = started + count * BLOCK_S
+            time.sleep(max(0.0, due - time.perf_counter()))
+            late = max(late, time.perf_counter() - due)
+            played = loudspeaker.take(round(BLOCK_S * loudspeaker.rate_hz))
+            if file:
+                file.write(np.clip(played, -1.0, 1.0))
+            taker.hear(block, rate_hz)
+    return late
 
 
 def run_devices(taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int) -> None:
@@ -117,9 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.simulate:
             waves = [_resampled(path, arguments.rate) for path in arguments.simulate] * arguments.repeat
             files = FilesAsMicrophone(waves, arguments.rate, arguments.interrupt)
-            played, late = run_files(files, taker, loudspeaker, arguments.rate)
-            if arguments.out:
-                write_wav(arguments.out, played, model.rate_hz)
+            late = run_files(files, taker, loudspeaker, arguments.rate, arguments.out)
         else:
             run_devices(taker, loudspeaker, model.rate_hz)
     except KeyboardInterrupt:

@@ -28,16 +28,23 @@ class Loudspeaker:
         self._queue: deque[Wave] = deque()
         self._times: TurnTimes | None = None
         self._played = 0
-        self._complete = True
+        self._complete, self._held = True, False
         self._flushed: float | None = None
 
-    def open(self, times: TurnTimes | None = None) -> int:
-        """Begin an answer; returns its number. times: gets the moment its first sound is played."""
+    def open(self, times: TurnTimes | None = None, held: bool = False) -> int:
+        """Begin an answer; returns its number. times: gets the moment its first sound is played. held: not before
+        `release`."""
         with self._lock:
+            self._held = held
             self.epoch += 1
             self._queue.clear()
             self._times, self._played, self._complete = times, 0, False
             return self.epoch
+
+    def release(self) -> None:
+        """Play what was held."""
+        with self._lock:
+            self._held = False
 
     def put(self, wave: Wave, epoch: int) -> None:
         """wave: float32 [S], the next sound of answer `epoch`."""
@@ -54,7 +61,7 @@ class Loudspeaker:
     def flush(self) -> float:
         """Be silent from the next block on; returns the seconds of the answer that were played."""
         with self._lock:
-            if self._queue:
+            if self._queue and self._played:
                 self._flushed = self._now()
             self.epoch += 1
             self._queue.clear()
@@ -81,7 +88,7 @@ class Loudspeaker:
                 self.silenced.append(self._now() - self._flushed)
                 self._flushed = None
             at = 0
-            while at < samples and self._queue:
+            while at < samples and self._queue and not self._held:
                 head = self._queue.popleft()
                 part = head[: samples - at]
                 block[at : at + len(part)] = part

@@ -1,6 +1,6 @@
 """Turn taking: blocks of microphone sound in, turns of a conversation out, each answered into a Loudspeaker.
 
-    waiting -> hearing -> (a pause: encode and prefill) -> answering -> waiting
+    waiting -> hearing -> (a pause: encode, prefill, begin to answer, unheard) -> answering -> waiting
                   ^ goes on: nothing was heard of the answer, it is taken back
                   ^ interrupts: the answer stops, what was not heard is taken back, a new turn begins
 
@@ -45,11 +45,11 @@ class TurnOptions:
     """Seconds, unless said otherwise.
 
     threshold: probability from which a block is speech. start_s: speech that opens a turn. preroll_s: sound before it
-    that belongs to it. settle_s: pause after which the turn so far is encoded and prefilled; the turn's sound ends
-    there. end_s: pause that ends the turn. most_s, least_s: longest turn; least speech, or it was a click. barge_s:
-    speech that interrupts an answer. retract_s: an answer of which less was played counts as not heard. half_duplex:
-    hear nothing while speaking nor guard_s after it, where there is no echo cancellation. awake_s: how long a wake word
-    lasts.
+    that belongs to it. settle_s: pause after which the turn so far is encoded, prefilled and answered, silently; the
+    turn's sound ends there. end_s: pause that ends the turn; the answer is played from there on. most_s, least_s:
+    longest turn; least speech, or it was a click. barge_s: speech that interrupts an answer. retract_s: an answer of
+    which less was played counts as not heard. half_duplex: hear nothing while speaking nor guard_s after it, where
+    there is no echo cancellation. awake_s: how long a wake word lasts.
     """
 
     threshold: float = 0.5
@@ -141,6 +141,7 @@ class TurnTaker:
         self._last_voice = 0.0
         self._preroll: deque[tuple[Wave, int]] = deque()
         self._held: list[tuple[Wave, int]] = []
+        self._times: TurnTimes | None = None  # of an answer that has begun and is not to be heard yet
         self._settled = False
         self._hearing: Hearing | None = None
         self._generation: Generation | None = None
@@ -206,24 +207,38 @@ class TurnTaker:
         self._silent_s = 0.0 if voiced else self._silent_s + block_s
         self._spoken_s += block_s if voiced else 0.0
         self._held.append((block, rate_hz))
+        if voiced and self._times:  # the person goes on
+            self._stop_answer()
+            self._work.put(self._retract)
+            self._times = None
         if voiced or not self._settled:  # after a settled pause, silence is held back: it may not belong to the turn
             self._feed(self._held)
             self._held, self._settled = [], False
-        if not self._settled and self._silent_s >= options.settle_s:
+        ends = self._silent_s >= options.end_s or self._heard_s >= options.most_s
+        if not self._settled and (self._silent_s >= options.settle_s or ends):
             self._settled = True
             self._work.put(self._settle)
-        if self._silent_s >= options.end_s or self._heard_s >= options.most_s:
+            if self._spoken_s >= options.least_s:  # else a click
+                self._begin_answer()
+        if ends:
             self._end_turn()
 
-    def _end_turn(self) -> None:
-        if self._spoken_s < self.options.least_s:  # a click
-            self.state, self._voiced_s = "waiting", 0.0
-            return
-        times = TurnTimes(speech_ended=self.spoken_until or self._last_voice, detected=self._now())
-        self.state, self._voiced_s = "answering", 0.0
+    def _begin_answer(self) -> None:
+        """Answer what was said so far, unheard until the turn is known to be over."""
+        self._times = times = TurnTimes(speech_ended=0.0, detected=0.0)
         self._answered.clear()
-        epoch = self._loudspeaker.open(times)
+        epoch = self._loudspeaker.open(times, held=True)
         self._work.put(lambda: self._answer(times, epoch))
+
+    def _end_turn(self) -> None:
+        self._voiced_s = 0.0
+        if self._times is None:
+            self.state = "waiting"
+            return
+        self._times.speech_ended = self.spoken_until or self._last_voice
+        self._times.detected = self._now()
+        self._loudspeaker.release()
+        self.state, self._times = "answering", None
 
     def _answer_goes_on(self) -> None:
         if self._voiced_s >= self.options.barge_s:
@@ -285,14 +300,19 @@ class TurnTaker:
             self._loudspeaker.finish(epoch)
             self._answered.set()
         times.settle(self._hearing.report, generation.clock, reply, time.process_time() - cpu)
-        self.turns.append(times)
+        if times.detected or self._loudspeaker.epoch == epoch:  # else it was taken back unheard
+            self.turns.append(times)
+
+    def _retract(self) -> None:
+        if self._hearing:
+            self._hearing.retract()
+        self._tell("retracted")
 
     def _interrupted(self, played_s: float) -> None:
         if self._generation is None or not self._generation.finished:
             self._begin_turn()
         elif played_s < self.options.retract_s and self._hearing:  # nobody heard it: the same turn goes on
-            self._hearing.retract()
-            self._tell("retracted")
+            self._retract()
         else:
             self._tell("interrupted", self._conversation.truncate(played_s))
             self._begin_turn()
