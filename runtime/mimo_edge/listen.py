@@ -70,7 +70,7 @@ class FilesAsMicrophone:
 def run_files(
     microphone: FilesAsMicrophone, taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int, out: Path | None
 ) -> float:
-    """Play in real time; what the loudspeaker played goes to `out`. Returns how late a block was at most, in seconds."""
+    """Play in real time, what the loudspeaker plays into `out`; returns how late a block was at most, in seconds."""
     late, started = 0.0, time.perf_counter()
     with contextlib.ExitStack() as stack:
         file = out and stack.enter_context(soundfile.SoundFile(out, "w", loudspeaker.rate_hz, 1, "PCM_16"))

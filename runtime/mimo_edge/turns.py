@@ -56,7 +56,7 @@ class TurnOptions:
     start_s: float = 0.06
     preroll_s: float = 0.3
     settle_s: float = 0.1
-    end_s: float = 0.2
+    end_s: float = 0.16
     most_s: float = 30.0
     least_s: float = 0.15
     barge_s: float = 0.1
