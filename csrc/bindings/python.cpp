@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "backend/trt_graph.h"
 #include "base/bandwidth.h"
 #include "codec/decoder_stream.h"
 #include "codec/resample.h"
@@ -604,6 +605,22 @@ PYBIND11_MODULE(_core, module) {
         .def_readonly("top_k", &Sampling::top_k)
         .def_readonly("top_p", &Sampling::top_p);
 
+    py::class_<Backend, std::shared_ptr<Backend>>(module, "NativeBackend");  // opaque: made here, for Model.open
+    module.def("tensorrt_version", &tensorrt_version);
+    module.def(
+        "open_tensorrt",
+        [](const std::map<std::string, std::string>& paths) {
+            py::gil_scoped_release release;
+            std::map<std::string, MappedFile> files;
+            std::map<std::string, std::span<const std::byte>> engines;
+            for (const auto& [stage, path] : paths) {
+                const MappedFile& file = files.emplace(stage, MappedFile(path)).first->second;
+                engines[stage] = std::as_bytes(file.bytes());
+            }
+            return std::const_pointer_cast<Backend>(open_tensorrt(engines));
+        },
+        py::arg("engines"));
+
     PyModel model(module, "Model");
     model
         .def_static(
@@ -611,7 +628,10 @@ PYBIND11_MODULE(_core, module) {
             [](const std::string& path, int threads, bool check, const std::optional<std::string>& kernels,
                const py::object& backend, const std::string& device) {
                 OpenOptions options = {threads, check, kernels ? kernels->c_str() : nullptr, nullptr, device};
-                if (!backend.is_none()) options.backend = std::make_shared<PythonBackend>(backend);
+                if (py::isinstance<Backend>(backend))
+                    options.backend = py::cast<std::shared_ptr<Backend>>(backend);
+                else if (!backend.is_none())
+                    options.backend = std::make_shared<PythonBackend>(backend);
                 return std::const_pointer_cast<Model>(without_gil([&] { return Model::open(path, options); }));
             },
             py::arg("path"), py::arg("threads") = 0, py::arg("check") = false, py::arg("kernels") = py::none(),
