@@ -2,7 +2,7 @@
 
     <stage>.opset24.onnx + shape profiles -> builder, strongly typed -> <stage>.sm86.engine, <stage>.sm86.json
 
-How long each kernel took is kept beside the engines (timings.*.cache), so that a second build is quicker.
+`tensorrt` keeps how long each kernel took beside the engines (timings.*.cache), so that a second build is quicker.
 
 Built with `tensorrt` where it is installed (for the GPU at hand) or `tensorrt_rtx` (TensorRT for RTX: needs no GPU, for
 SM 75 80 86 89 120 121; 86 stands in for Orin's 87). The precision is the export's: the network is strongly typed, and
@@ -85,9 +85,10 @@ def build_engine(
         config.progress_monitor = _monitor(trt, progress)
     out.mkdir(parents=True, exist_ok=True)
     timings = out / f"timings.{trt.__name__}-{trt.__version__}.sm{sm}.cache"
-    cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
-    if cache is not None:  # None: the package keeps none
-        config.set_timing_cache(cache, ignore_mismatch=False)
+    keeps_timings = trt.__name__ == "tensorrt"  # TensorRT for RTX times kernels on the device
+    if keeps_timings:
+        known = timings.read_bytes() if timings.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         errors = "; ".join(said.errors[-3:])
@@ -96,7 +97,7 @@ def build_engine(
     path = out / f"{entry['stage']}.sm{sm}.engine"
     data = memoryview(plan)
     path.write_bytes(data)
-    if cache is not None:
+    if keeps_timings:
         timings.write_bytes(memoryview(config.get_timing_cache().serialize()))
     identity = {
         "format": FORMAT,

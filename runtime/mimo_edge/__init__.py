@@ -74,8 +74,10 @@ def load(
     computes, "cpu", or "cuda" ("cuda:1", ...) for the language model on a GPU. check: verify the sha256 of every file,
     not only of the small ones. parity: reproduce the public reference with its bugs, for comparisons. tap: called with
     (name, array) at every stage.
-    backend: who computes the networks: "native", the core itself, or "onnxruntime", with `providers` by their names
-    (default: the CPU) and the folder `graphs` of `mimo-edge export-onnx` (default: "onnx" in the bundle).
+    backend: who computes the networks: "native", the core itself; "onnxruntime", with `providers` by their names
+    (default: the CPU) and the folder `graphs` of `mimo-edge export-onnx` (default: "onnx" in the bundle); "tensorrt",
+    with `graphs` of `mimo-edge build-engine` (default: "engines" in the bundle); "auto": TensorRT where engines fit
+    this device, else native on CUDA, else native on the CPU, and the log says why.
     Raises BundleError for a wrong, newer, truncated or altered bundle; InputError or DeviceError for a device, backend,
     package, provider or graphs that do not fit.
     """

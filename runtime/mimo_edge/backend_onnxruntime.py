@@ -77,16 +77,13 @@ class Graph:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what it says is raised, in one sentence
         self.ort, self.entry, path = ort, entry, folder / entry["file"]
-        unwanted: list[str] = []
         if providers[0] == CPU and entry["weights"]["bytes"] > MAPPED_BYTES:
             # The weights stay mapped and are cast where they are used; folded or packed they would lie in memory twice.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = False
-            unwanted = ["ConstantFolding"]
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         try:
-            self.session = ort.InferenceSession(
-                str(path), options, providers=list(providers), disabled_optimizers=unwanted
-            )
+            self.session = ort.InferenceSession(str(path), options, providers=list(providers))
         except MemoryError as error:
             raise DeviceError(f"onnxruntime: {path}: not enough memory; export with --dtype f16") from error
         except Exception as error:  # its classes have no common base

@@ -68,7 +68,8 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME", help="of the core itself: cpu, cuda, cuda:1, ...")
     parser.add_argument("--backend", choices=BACKENDS, default="native", help="who computes (default: the core itself)")
     parser.add_argument("--provider", action="append", default=[], metavar="NAME", help="of ONNX Runtime; repeatable")
-    parser.add_argument("--graphs", metavar="DIR", help="of export-onnx, for onnxruntime (default: onnx in the bundle)")
+    where = "of export-onnx or build-engine (default: onnx or engines in the bundle)"
+    parser.add_argument("--graphs", metavar="DIR", help=where)
 
 
 class _Teaching(argparse.RawDescriptionHelpFormatter):

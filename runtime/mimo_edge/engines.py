@@ -47,10 +47,13 @@ def check_identity(engine: Path, bundle_sha256: str, sm: int, package: str, vers
         got = f"{identity.get('format')!r} revision {identity.get('revision')!r}"
         raise InputError(f"engine: {engine.name}: expected {FORMAT!r} revision {REVISION}, got {got}; build it again")
     size = engine.stat().st_size if engine.is_file() else "no file"
+    built = dict(identity["tensorrt"])
+    if version.count(".") == 2:  # the C++ library says 10.3.0, the package 10.3.0.26
+        built["version"] = ".".join(built["version"].split(".")[:3])
     facts = {
         "bundle": (bundle_sha256[:12], identity["bundle"]["sha256"][:12]),
         "SM": (sm, identity["sm"]),
-        "TensorRT": (f"{package} {version}", " ".join(identity["tensorrt"].values())),
+        "TensorRT": (f"{package} {version}", f"{built['package']} {built['version']}"),
         "bytes": (identity["engine"]["bytes"], size),
     }
     for what, (expected, got) in facts.items():

@@ -100,7 +100,7 @@ def test_command(bundle: Path, tmp_path: Path) -> None:
 
 def test_words_and_folders_that_do_not_fit_are_named(bundle: Path, tmp_path: Path) -> None:
     for arguments, sentence in (
-        ({"backend": "tpu"}, "expected native or onnxruntime, got 'tpu'"),
+        ({"backend": "tpu"}, "expected native or onnxruntime or tensorrt or auto, got 'tpu'"),
         ({"providers": ["CPUExecutionProvider"]}, 'with backend="onnxruntime" only'),
         ({"backend": "onnxruntime", "graphs": tmp_path}, f"expected graphs in {tmp_path}, got none; mimo-edge export"),
         ({"backend": "onnxruntime", "providers": ["QNNExecutionProvider"]}, r"CPUExecutionProvider.*, got QNN.*; inst"),
