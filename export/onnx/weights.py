@@ -127,7 +127,8 @@ def _from_bundle(file: Part, name: str, dtype: str) -> Weight:
     if file.is_packed(name):
 
         def values() -> Array:
-            return file.values(name).transpose(axes)
+            whole: Array = file.values(name).transpose(axes)
+            return whole
 
         return Weight(name, shape, "F32", dtype, values, _dequantized(file, name, dtype, axes, shape))
 
@@ -153,7 +154,7 @@ def _dequantized(
     rows = axes.index(0)
 
     def numbers() -> Array:
-        q = file.quantised(name).q.reshape(file.shapes[name]).transpose(axes)
+        q: Array = file.quantised(name).q.reshape(file.shapes[name]).transpose(axes)
         return q
 
     def scales() -> Array:
