@@ -18,10 +18,10 @@ from pathlib import Path
 
 from mimo_edge._core import BundleError, DeviceError, Error, InputError, Sampling, ShapeError
 from mimo_edge.audio import AudioInput, read_audio, write_wav
-from mimo_edge.backend import open_core
 from mimo_edge.conversation import Conversation, Turn
 from mimo_edge.engine import Tap
 from mimo_edge.generation import Generation
+from mimo_edge.hardware import open_core
 from mimo_edge.model import Example, Model
 from mimo_edge.reply import Piece, Reply, Timings
 from mimo_edge.request import Options

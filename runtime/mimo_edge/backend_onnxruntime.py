@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from mimo_edge._core import DeviceError, InputError
-from mimo_edge.backend import CPU, Array, SequenceTap
+from mimo_edge.backend import Array, SequenceTap
 from mimo_edge.graphs import STAGES, check_files, check_source, read_export
 
+CPU = "CPUExecutionProvider"
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 PREFILL_POSITIONS = 256  # computed at once: bounds the memory of a long prompt
 MAPPED_BYTES = 4 << 30  # weights of a graph beyond which the CPU provider gives up speed for memory
@@ -36,12 +37,13 @@ class OnnxRuntime:
     """The graphs of one bundle, opened."""
 
     def __init__(self, graphs: Path, bundle: Path, providers: Sequence[str], threads: int, check: bool) -> None:
-        """graphs: folder of export-onnx. providers: of ONNX Runtime, by name. threads: 0 = all cores. check: hash the
-        weights too.
+        """graphs: folder of export-onnx. providers: of ONNX Runtime, by name; none: the CPU. threads: 0 = all cores.
+        check: hash the weights too.
 
         Raises InputError (no such package or provider, graphs of another bundle or altered), DeviceError (ONNX Runtime
         refuses a graph, or there is not enough memory).
         """
+        providers = providers or (CPU,)
         ort = _onnxruntime()
         _check_providers(ort, providers)
         described = read_export(graphs)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mimo_edge import Error, __version__, commands, listen
-from mimo_edge.backend import BACKENDS
+from mimo_edge.hardware import BACKENDS
 from mimo_edge.request import LOOK_AHEAD_FRAMES
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]

@@ -19,9 +19,9 @@ import onnxruntime  # noqa: E402
 
 import mimo_edge  # noqa: E402
 from mimo_edge import DeviceError, InputError, Options, Sampling  # noqa: E402
-from mimo_edge.backend import open_core  # noqa: E402
 from mimo_edge.cli import main  # noqa: E402
 from mimo_edge.export.onnx.writer import export_onnx  # noqa: E402
+from mimo_edge.hardware import open_core  # noqa: E402
 from mimo_edge.verify import CoreStages, Stages, verify  # noqa: E402
 
 GREEDY = Options(text_sampling=Sampling(False), speech_sampling=Sampling(False), max_new_tokens=6)

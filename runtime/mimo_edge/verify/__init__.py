@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from mimo_edge._core import InputError
-from mimo_edge.backend import open_core
+from mimo_edge.hardware import open_core
 from mimo_edge.progress import ProgressBar
 from mimo_edge.verify.codec import check_decoder, check_encoder, check_frontend, check_lengths, check_streaming
 from mimo_edge.verify.goldens import Check, Goldens, StageReport
