@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -92,12 +93,13 @@ Matrix Weights::expanded(const std::string& name, int64_t rows, int64_t cols) co
         const float size = std::ldexp(static_cast<float>(whole), std::max(exponent, 1) - 10);
         table[code] = (code & 0x7F) == 0x7F ? std::numeric_limits<float>::quiet_NaN() : code & 0x80 ? -size : size;
     }
-    const auto* scale = reinterpret_cast<const float*>(scales.data);
     std::vector<float> values(static_cast<size_t>(rows * cols));
     for (int64_t n = 0; n < rows; ++n) {
+        float scale;
+        std::memcpy(&scale, scales.data + n * static_cast<int64_t>(sizeof(float)), sizeof(scale));
         for (int64_t k = 0; k < cols; ++k) {
             const int64_t at = ((n / kRows * chunks + k / kBytes) * kRows + n % kRows) * kBytes + k % kBytes;
-            values[static_cast<size_t>(n * cols + k)] = table[tensor.data[at]] * scale[n];
+            values[static_cast<size_t>(n * cols + k)] = table[tensor.data[at]] * scale;
         }
     }
     return {
