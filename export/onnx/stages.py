@@ -6,7 +6,7 @@ the export; the text of `about` goes into the graph's metadata.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,8 +113,6 @@ def _backbone(config: dict[str, Any], file: Part, dtype: str) -> Stage:
     head = "model.embed_tokens." if c["tie_word_embeddings"] else "lm_head."
     weights = bundle_weights(file, ["model.layers.", "model.norm.", head, "hidden_states_downcast."], dtype)
     weights += shape.tables(dtype)
-    before, after = _cache_names(shape.layers)
-    cache: Port = ((1, shape.kv_heads, "capacity", shape.head_dim), FLOAT)
     inputs: dict[str, Port] = {
         "embeds": ((1, "positions", c["hidden_size"]), FLOAT),
         "length": ((1,), "I64"),
@@ -125,23 +123,22 @@ def _backbone(config: dict[str, Any], file: Part, dtype: str) -> Stage:
         "local_hidden": ((1, c["local_dim"]), FLOAT),
         "hidden": ((1, "positions", c["hidden_size"]), FLOAT),
     }
-    return Stage(
+    stage = Stage(
         "backbone",
         weights,
         lambda ops: lm.Backbone(c, ops, weights, shape, config["tokens"]["empty"]),
-        inputs | dict.fromkeys(before, cache),
-        outputs | dict.fromkeys(after, cache),
-        list(zip(before, after, strict=True)),
-        {"capacity": shape.positions},
+        inputs,
+        outputs,
+        [],
+        {},
     )
+    return _with_cache(stage, shape)
 
 
 def _patch_decoder_step(config: dict[str, Any], file: Part, dtype: str) -> Stage:
     c, shape = config["lm"], lm.patch_decoder_shape(config["lm"])
     prefixes = ["local_transformer.", "local_transformer_lm_heads.", "speech_embeddings"]  # and .._to_local
     weights = bundle_weights(file, prefixes, dtype) + shape.tables(dtype)
-    before, after = _cache_names(shape.layers)
-    cache: Port = ((1, shape.kv_heads, "capacity", shape.head_dim), FLOAT)
     inputs: dict[str, Port] = {
         "start": ((1, c["local_dim"]), FLOAT),
         "codes": ((c["audio_channels"],), "I32"),
@@ -150,17 +147,27 @@ def _patch_decoder_step(config: dict[str, Any], file: Part, dtype: str) -> Stage
     }
     outputs: dict[str, Port] = {"hidden": ((1, c["local_dim"]), FLOAT)}
     outputs |= {f"logits.{k}": ((1, size), "F32") for k, size in enumerate(c["speech_vocab_size"])}
-    return Stage(
+    stage = Stage(
         "patch_decoder_step",
         weights,
         lambda ops: lm.PatchDecoderStep(c, ops, weights, shape, config["tokens"]["empty"]),
-        inputs | dict.fromkeys(before, cache),
-        outputs | dict.fromkeys(after, cache),
-        list(zip(before, after, strict=True)),
-        {"capacity": shape.positions},
+        inputs,
+        outputs,
+        [],
+        {},
     )
+    return _with_cache(stage, shape)
 
 
-def _cache_names(layers: int) -> tuple[Sequence[str], Sequence[str]]:
-    names = [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
-    return names, [f"{name}.after" for name in names]
+def _with_cache(stage: Stage, shape: lm.StackShape) -> Stage:
+    """The stage with the keys and values of its layers as inputs, and as outputs that a runtime binds to them."""
+    cache: Port = ((1, shape.kv_heads, "capacity", shape.head_dim), FLOAT)
+    before = [f"{kind}.{layer}" for layer in range(shape.layers) for kind in ("key", "value")]
+    after = [f"{name}.after" for name in before]
+    return replace(
+        stage,
+        inputs=stage.inputs | dict.fromkeys(before, cache),
+        outputs=stage.outputs | dict.fromkeys(after, cache),
+        caches=list(zip(before, after, strict=True)),
+        limits={"capacity": shape.positions},
+    )
