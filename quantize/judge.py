@@ -69,12 +69,17 @@ def words_of(text: str) -> list[str]:
     return spaced.split()
 
 
-def word_errors(said: str, heard: str) -> tuple[int, int]:
-    """Return (edits, words of `said`): substitutions, insertions and deletions, the fewest."""
-    a, b = words_of(said), words_of(heard)
+def edits(a: list[str], b: list[str]) -> int:
+    """The fewest substitutions, insertions and deletions that make `b` of `a`."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         last, row[0] = row[0], i
         for j, y in enumerate(b, 1):
             last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1], len(a)
+    return row[-1]
+
+
+def word_errors(said: str, heard: str) -> tuple[int, int]:
+    """Return (edits, words of `said`)."""
+    a = words_of(said)
+    return edits(a, words_of(heard)), len(a)

@@ -23,9 +23,9 @@ import numpy as np
 from pocketsphinx import Decoder, NGramModel, get_model_path
 
 from mimo_edge._core import resample
+from mimo_edge.quantize.judge import SAID, edits
 
 RATE_HZ, JUDGE_HZ = 24000, 16000
-SAID = {"mimo": "M IY M OW", "defroster": "D IH F R AO S T ER", "podcast": "P AA D K AE S T"}
 Hear = Callable[[np.ndarray], str]
 
 
@@ -172,13 +172,8 @@ def mos() -> Callable[[np.ndarray], float]:
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:
     """(edits, words) between two lower-case texts."""
-    a, b = said.split(), heard.split()
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1], len(a)
+    words = said.split()
+    return edits(words, heard.split()), len(words)
 
 
 class Score:
