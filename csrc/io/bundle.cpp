@@ -57,6 +57,13 @@ void check_file(const Json& bundle, const std::string& name, std::span<const uin
     }
 }
 
+// The layout of packed weights is that of kernels/packed.h: blocks of kRows rows, kBytes of a row side by side.
+constexpr int64_t kRows = 16, kBytes = 4;
+
+int64_t parts(int64_t n, int64_t size) {
+    return (n + size - 1) / size;
+}
+
 }  // namespace
 
 Matrix Weights::matrix(const std::string& name, const std::vector<int64_t>& shape, size_t row_axes) const {
@@ -79,9 +86,8 @@ Matrix Weights::matrix(const std::string& name, const std::vector<int64_t>& shap
 // E4M3 weights are for GPUs; here they become floats when the bundle is opened, so that what they mean can be heard.
 // Layout and scales as for int8, the bytes being sign, 4 bits of exponent (bias 7), 3 of mantissa.
 Matrix Weights::expanded(const std::string& name, int64_t rows, int64_t cols) const {
-    constexpr int64_t kRows = 16, kBytes = 4;
     const std::string full = prefix_ + name;
-    const int64_t blocks = (rows + kRows - 1) / kRows, chunks = (cols + kBytes - 1) / kBytes;
+    const int64_t blocks = parts(rows, kRows), chunks = parts(cols, kBytes);
     const auto& tensor = file_->get(full, {blocks, chunks, kRows, kBytes});
     const auto& scales = file_->get(full + "_scale", {blocks, 1, kRows});
     if (scales.type != DType::f32)
@@ -106,15 +112,12 @@ Matrix Weights::expanded(const std::string& name, int64_t rows, int64_t cols) co
         .data = file_->keep(std::move(values)), .rows = rows, .cols = cols, .type = DType::f32, .name = tensor.name};
 }
 
-// The layout is that of kernels/packed.h: blocks of 16 rows, 4 bytes of a row side by side.
 Matrix Weights::packed(const std::string& name, int64_t rows, int64_t cols) const {
-    constexpr int64_t kRows = 16, kBytes = 4;
     const std::string full = prefix_ + name;
     if (!quantization_) {
         throw BundleError(message("bundle: expected 'quantization' in bundle.json beside the packed tensor ", full,
                                   ", got none; quantise the bundle again"));
     }
-    const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
     const DType type = file_->get(full).type;
     const bool wide = type == DType::i8;
     const int64_t group = wide ? cols : quantization_->group;

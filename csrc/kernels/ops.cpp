@@ -1,7 +1,6 @@
 #include "kernels/ops.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -173,7 +172,7 @@ void add_row(const Matrix& table, int64_t row, float* y) {
         for (int64_t i = 0; i < table.cols; ++i) y[i] += values[i];
     } else {
         const auto* values = static_cast<const uint16_t*>(table.data) + first;
-        for (int64_t i = 0; i < table.cols; ++i) y[i] += std::bit_cast<float>(uint32_t{values[i]} << 16);
+        for (int64_t i = 0; i < table.cols; ++i) y[i] += bfloat_to_float(values[i]);
     }
 }
 

@@ -11,7 +11,7 @@ namespace {
 float weight_at(const Matrix& w, int64_t row, int64_t col) {
     const int64_t i = row * w.cols + col;
     if (w.type == DType::f32) return static_cast<const float*>(w.data)[i];
-    return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(w.data)[i]} << 16);
+    return bfloat_to_float(static_cast<const uint16_t*>(w.data)[i]);
 }
 
 void linear(const float* x, int64_t rows, int64_t x_stride, const Matrix& w, const float* bias, int64_t first,
