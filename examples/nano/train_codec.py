@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch.nn.functional as fn
 from codec import MEL_MEAN, MEL_STD, Codec, Mel
 from corpus import Corpus
 from torch import Tensor, nn
+from training import Progress, keep
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"  # CTC classes 1..27; 0 is blank
 CODE_SAMPLES = 960
@@ -143,7 +143,7 @@ def main() -> None:
     if args.stage == "codes" and done == 0:
         codec.encoder.quantizer.fit(latents(codec, batches, 16000))
 
-    began, sums = time.process_time(), np.zeros(4)
+    progress = Progress(args.stage, args.steps)
     for step in range(done, args.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
@@ -167,18 +167,10 @@ def main() -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 2.0)
         optimiser.step()
-        sums += [v.item() for v in (sound, shape, commit, spelling)]
-        if (step + 1) % 50 == 0:
-            print(
-                f"{args.stage} {step + 1}/{args.steps} cpu {time.process_time() - began:.0f} s  "
-                "sound {:.3f} shape {:.3f} commit {:.3f} spelling {:.3f}".format(*(sums / 50)),
-                flush=True,
-            )
-            sums[:] = 0
+        progress.add(step + 1, {"sound": sound, "shape": shape, "commit": commit, "spelling": spelling})
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             kept = {"codec": codec.state_dict(), "spellers": spellers.state_dict(), "optimiser": optimiser.state_dict()}
-            torch.save(kept | {"stage": args.stage, "step": step + 1}, args.ckpt.with_suffix(".new"))
-            args.ckpt.with_suffix(".new").replace(args.ckpt)
+            keep(args.ckpt, kept | {"stage": args.stage, "step": step + 1})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from speakers import SPEAKERS
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from train_codec import LETTERS
+from training import Progress, keep
 
 MIXES = {
     "listen": {"transcribe": 60, "understand": 15, "reply": 20, "text": 5},
@@ -347,14 +348,12 @@ def main() -> None:
         average = {k: v.clone() for k, v in model.state_dict().items()}
     torch.manual_seed(step)
     tasks = Tasks(Clips(args.data), tokenizer, seed=step)
-    sums: dict[str, float] = defaultdict(float)
-    began = time.process_time()
+    progress = Progress(args.mix, args.steps)
     ready: list[list[Sample]] = []
 
-    def keep() -> None:
+    def keep_all() -> None:
         kept = {"lm": model.state_dict(), "aids": aids.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save(kept | {"average": average, "step": step}, args.ckpt.with_suffix(".new"))
-        args.ckpt.with_suffix(".new").replace(args.ckpt)
+        keep(args.ckpt, kept | {"average": average, "step": step})
 
     left, started = 1.0, time.monotonic()
     while step < args.steps:
@@ -381,15 +380,10 @@ def main() -> None:
         with torch.no_grad():
             for k, v in model.state_dict().items():
                 average[k].lerp_(v, 1 - decay)
-        for k, v in found.items():
-            sums[k] += v.item() / 50
-        if step % 50 == 0:
-            line = "  ".join(f"{k} {v:.3f}" for k, v in sums.items())
-            print(f"{args.mix} {step}/{args.steps} cpu {time.process_time() - began:.0f} s  {line}", flush=True)
-            sums.clear()
+        progress.add(step, found)
         if step % 100 == 0:
-            keep()
-    keep()
+            keep_all()
+    keep_all()
 
 
 if __name__ == "__main__":

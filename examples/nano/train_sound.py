@@ -11,17 +11,16 @@ meanwhile. OUT holds the running average as `codec`, the moving weights as `raw`
 from __future__ import annotations
 
 import argparse
-import time
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as fn
 from codec import MEL_MEAN, MEL_STD, Codec
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from train_codec import SLICE_FRAMES, Batches, Spectra, slices, take
+from training import Progress, keep
 
 
 class Period(nn.Module):
@@ -129,13 +128,13 @@ def main() -> None:
         average, done = state["codec"], state["step"]
     torch.manual_seed(done)
     batches = iter(Batches(args.data, args.batch, seed=done + 70))
-    began, sums = time.process_time(), np.zeros(5)
+    progress = Progress("sound", args.steps)
     for step in range(done, args.steps):
-        heard, clean, _ = next(batches)
+        _, clean, _ = next(batches)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            x = codec.encoder(codec.mel(heard)[:, :-1])
-            x = codec.encoder.quantizer(x, learn=False)[0]
-            mel = (codec.mel(clean)[:, :-1] - MEL_MEAN) / MEL_STD
+            mel = codec.mel(clean)[:, :-1]
+            x = codec.encoder.quantizer(codec.encoder(mel), learn=False)[0]
+            mel = (mel - MEL_MEAN) / MEL_STD
         starts = slices(clean)
         with torch.autocast("cpu", torch.bfloat16):
             coarse = codec.decoder.coarse(x)
@@ -169,20 +168,11 @@ def main() -> None:
         with torch.no_grad():
             for k, v in codec.state_dict().items():
                 average[k].lerp_(v, 1 - decay)
-        sums += [v.item() for v in (sound, shape, doubt, fool, match)]
-        if (step + 1) % 50 == 0:
-            print(
-                f"sound {step + 1}/{args.steps} cpu {time.process_time() - began:.0f} s  "
-                "sound {:.3f} shape {:.3f} doubt {:.3f} fool {:.3f} match {:.3f}".format(*(sums / 50)),
-                flush=True,
-            )
-            sums[:] = 0
+        losses = {"sound": sound, "shape": shape, "doubt": doubt, "fool": fool, "match": match}
+        progress.add(step + 1, losses)
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             kept = {"codec": average, "raw": codec.state_dict(), "judges": judges.state_dict(), "step": step + 1}
-            torch.save(
-                kept | {"maker": maker.state_dict(), "doubter": doubter.state_dict()}, args.out.with_suffix(".new")
-            )
-            args.out.with_suffix(".new").replace(args.out)
+            keep(args.out, kept | {"maker": maker.state_dict(), "doubter": doubter.state_dict()})
 
 
 if __name__ == "__main__":
