@@ -38,13 +38,13 @@ from training import Progress, keep
 MIXES = {
     "listen": {"transcribe": 60, "understand": 15, "reply": 20, "text": 5},
     "all": {
-        "transcribe": 26,
+        "transcribe": 20,
         "understand": 6,
-        "reply": 7,
+        "reply": 6,
         "text": 1,
-        "speak": 30,
-        "dialogue": 20,
-        "voice": 4,
+        "speak": 42,
+        "dialogue": 16,
+        "voice": 3,
         "style": 3,
         "voiced": 3,
     },
