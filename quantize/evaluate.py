@@ -82,6 +82,33 @@ class Agreement:
         return self.divergence / self.count if self.count else math.nan
 
 
+class Pairing:
+    """Takes the arrays of two runs at the same boundaries, in the same order, and adds up their likeness."""
+
+    def __init__(self) -> None:
+        self.likeness: dict[str, Likeness] = {}
+        self._seen: list[tuple[str, Array]] = []
+
+    def run(self, original: Model, model: Model, work: Callable[[Model, Tap], Any]) -> Any:
+        """Do the same work with both; returns both results."""
+        first = work(original, self._first)
+        self._seen.reverse()
+        second = work(model, self._second)
+        return first, second
+
+    def _first(self, name: str, array: Array) -> None:
+        if not name.startswith("input:") and ".rope_" not in name:
+            self._seen.append((name, array))
+
+    def _second(self, name: str, array: Array) -> None:
+        if name.startswith("input:") or ".rope_" in name:
+            return
+        before, expected = self._seen.pop()
+        if before != name or expected.shape != array.shape:
+            raise ValueError(f"evaluate: expected stage {before} {expected.shape}, got {name} {array.shape}")
+        self.likeness.setdefault(name, Likeness()).add(expected, array)
+
+
 @dataclass
 class Forced:
     """Teacher-forced agreement: of text, and of every level of codes."""
@@ -90,14 +117,16 @@ class Forced:
     levels: list[Agreement]
 
     @staticmethod
-    def compare(original: Model, other: Model, talks: Sequence[Conversation], progress: Progress | None) -> Forced:
+    def compare(
+        original: Model, other: Model, talks: Sequence[Conversation], pairing: Pairing, progress: Progress | None = None
+    ) -> Forced:
         """Lead both models along the same conversations. The empty code is never made, so it does not compete."""
         empties = original.config["lm"]["speech_zeroemb_idx"]
         forced = Forced(Agreement(), [Agreement() for _ in empties])
         for talk in talks:
             if progress:
                 progress(f"forced {talk.name}")
-            for a, b in zip(follow(original, talk), follow(other, talk), strict=True):
+            for a, b in zip(*pairing.run(original, other, functools.partial(_followed, talk)), strict=True):
                 forced.add(a, b, empties)
         return forced
 
@@ -191,7 +220,10 @@ def evaluate(
     if original is not None:
         _check_pair(original, model)
         talks = [talk for clip in clips for talk in conversations(original, clip)]
-        forced = Forced.compare(original, model, talks, progress)
+        pairing = Pairing()
+        report.values["code_agreement"] = _codec(pairing, original, model, clips, progress)
+        forced = Forced.compare(original, model, talks, pairing, progress)
+        report.stages = {name: (sums.cosine, sums.sqnr_db) for name, sums in pairing.likeness.items()}
         report.values |= {"text_agreement": forced.text.share, "text_kl": forced.text.kl}
         report.counts |= {"conversations": len(talks), "text_positions": forced.text.count,
                           "codes_a_level": min(level.count for level in forced.levels)}  # fmt: skip
@@ -199,7 +231,6 @@ def evaluate(
             report.levels = [(level.share, level.kl) for level in forced.levels]
             report.values["level_agreement"] = min(share for share, _ in report.levels)
             report.values["level_kl"] = max(kl for _, kl in report.levels)
-        _stages(report, original, model, clips, talks, progress)
     else:
         report.notes.append("no --against: agreement, stages and differences are not measured")
     if free:
@@ -218,52 +249,17 @@ def _check_pair(original: Model, model: Model) -> None:
             raise input_error(f"evaluate: expected two bundles of the same model, but their {part} sizes differ")
 
 
-class _Pairing:
-    """Takes the arrays of two runs at the same boundaries, in the same order, and adds up their likeness."""
-
-    def __init__(self) -> None:
-        self.likeness: dict[str, Likeness] = {}
-        self._seen: list[tuple[str, Array]] = []
-
-    def run(self, original: Model, model: Model, work: Callable[[Model, Tap], Any]) -> Any:
-        """Do the same work with both; returns both results."""
-        first = work(original, self._first)
-        self._seen.reverse()
-        second = work(model, self._second)
-        return first, second
-
-    def _first(self, name: str, array: Array) -> None:
-        if not name.startswith("input:") and ".rope_" not in name:
-            self._seen.append((name, array))
-
-    def _second(self, name: str, array: Array) -> None:
-        if name.startswith("input:") or ".rope_" in name:
-            return
-        before, expected = self._seen.pop()
-        if before != name or expected.shape != array.shape:
-            raise ValueError(f"evaluate: expected stage {before} {expected.shape}, got {name} {array.shape}")
-        self.likeness.setdefault(name, Likeness()).add(expected, array)
-
-
-def _stages(
-    report: Report, original: Model, model: Model, clips: Sequence[Clip], talks: Sequence[Conversation],
-    progress: Progress | None,
-) -> None:  # fmt: skip
-    pairing, levels = _Pairing(), original.engine.facts.levels
-    same = count = 0
+def _codec(pairing: Pairing, original: Model, model: Model, clips: Sequence[Clip], progress: Progress | None) -> float:
+    """Encode the same mel and decode the same codes with both; the share of equal codes."""
+    levels, same, count = original.engine.facts.levels, 0, 0
     for clip in clips:
         if progress:
-            progress(f"stages {clip.name}")
+            progress(f"codec {clip.name}")
         mel = original.engine.core.mel(clip.wave)
         (_, a), (_, b) = pairing.run(original, model, functools.partial(_encoded, mel))
         same, count = same + int((a == b)[:levels].sum()), count + a[:levels].size
         pairing.run(original, model, functools.partial(_decoded, np.ascontiguousarray(a[:levels])))
-    for talk in talks:
-        if progress:
-            progress(f"stages {talk.name}")
-        pairing.run(original, model, functools.partial(_followed, talk))
-    report.values["code_agreement"] = same / count
-    report.stages = {name: (sums.cosine, sums.sqnr_db) for name, sums in pairing.likeness.items()}
+    return same / count
 
 
 def _encoded(mel: Array, model: Model, tap: Tap) -> tuple[Array, Array]:
@@ -274,9 +270,8 @@ def _decoded(codes: Array, model: Model, tap: Tap) -> Array:
     return model.engine.core.decode(codes, tap)
 
 
-def _followed(talk: Conversation, model: Model, tap: Tap) -> None:
-    for _ in follow(model, talk, tap):
-        pass
+def _followed(talk: Conversation, model: Model, tap: Tap) -> list[Step]:
+    return list(follow(model, talk, tap))
 
 
 def _free(

@@ -183,6 +183,7 @@ def _describe(bundle: Bundle, recipe: Recipe, calibration: dict[str, Any] | None
         "recipe": recipe.name,
         "about": recipe.about,
         "group": recipe.group,
+        "kv": recipe.kv,
         "method": recipe.method if calibration else "rtn",
         "calibration": calibration,
         "activation_bits": dict.fromkeys(_prefixes(eight, sixteen), 8),

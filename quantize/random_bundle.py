@@ -72,7 +72,7 @@ def write_random_bundle(shape: str, recipe: Recipe, out: Path, *, progress: Prog
             "lm": source.lm.as_json(),
             "tokens": source.tokenizer.ids,
             "parameters": count_parameters(released),
-            "quantization": {"recipe": recipe.name, "group": recipe.group, "kv": "f16", "activation_bits": bits},
+            "quantization": {"recipe": recipe.name, "group": recipe.group, "kv": recipe.kv, "activation_bits": bits},
             "provenance": {part: {"folder": source.name, "files": {}} for part in parts},
             "files": files,
         }

@@ -1,18 +1,20 @@
 """A recipe: which tensor is stored how, and what a bundle made by it must still be able to do. JSON, as data.
 
-    {"name": "mine", "about": "one sentence", "group": 128, "method": "gptq",
+    {"name": "mine", "about": "one sentence", "group": 128, "method": "gptq", "kv": "f16",
      "rules": [{"tensors": "model.layers.*_proj.weight", "weights": "int4", "activations": 8}, ...],
      "gates": {"text_agreement": 0.97, "level_agreement": 0.95, ...}}
 
 The first rule whose pattern (shell wildcards) fits a tensor's name decides; what no rule names stays as it is, and so
 do vectors, codebooks and transposed convolutions. weights: int8, int4, fp8 or float. activations: bits of the inputs of
-that matrix on the CPU, 16 (default) or 8. ".layers.first." and ".layers.last." name the outer layers of a stack of
-whatever depth, in the backbone ("model."). method: gptq corrects rounding by what calibration heard; rtn only rounds.
+that matrix on the CPU, 16 (default) or 8. A negative number of a layer of the backbone counts from its end, as in
+"model.layers.-1.*". kv: how keys and values are kept, f16 (default) or f32. method: gptq corrects rounding by what
+calibration heard; rtn only rounds.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -25,6 +27,8 @@ from mimo_edge.export.safetensors_io import input_error
 from mimo_edge.export.tensor_table import is_transposed_conv, stays_f32
 
 METHODS = ("rtn", "gptq")
+KV_BYTES = {"f16": 2, "f32": 4}
+_FROM_THE_END = re.compile(r"(?<=^model\.layers\.)-\d+")
 GATES = {  # name -> whether the measured value must be at least (or else: at most) the limit
     "text_agreement": True,  # share of text positions with the same likeliest token, teacher-forced
     "level_agreement": True,  # the same of codes, of the worst level
@@ -59,6 +63,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     group: int = 128
     method: str = "rtn"
+    kv: str = "f16"
     gates: dict[str, float] = field(default_factory=dict)
 
     def rule(self, name: str, shape: tuple[int, ...]) -> Rule:
@@ -68,15 +73,13 @@ class Recipe:
         return next((rule for rule in self.rules if fnmatchcase(name, rule.tensors)), FLOAT)
 
     def of_model(self, config: Mapping[str, Any]) -> Recipe:
-        """The same recipe with first and last replaced by the numbers of the layers. config: bundle.json."""
-        last = config["lm"]["num_hidden_layers"] - 1
+        """The same recipe with the layers of the backbone counted from its beginning. config: bundle.json."""
+        layers = config["lm"]["num_hidden_layers"]
 
-        def bound(pattern: str) -> str:
-            return pattern.replace("model.layers.first.", "model.layers.0.").replace(
-                "model.layers.last.", f"model.layers.{last}."
-            )
+        def counted(pattern: str) -> str:
+            return _FROM_THE_END.sub(lambda found: str(layers + int(found[0])), pattern)
 
-        return replace(self, rules=tuple(replace(rule, tensors=bound(rule.tensors)) for rule in self.rules))
+        return replace(self, rules=tuple(replace(rule, tensors=counted(rule.tensors)) for rule in self.rules))
 
     @staticmethod
     def read(name: str) -> Recipe:
@@ -123,6 +126,7 @@ def _check(recipe: Recipe, where: str) -> None:
 
     expect(recipe.group in GROUPS, f"group {', '.join(map(str, GROUPS))}", recipe.group)
     expect(recipe.method in METHODS, f"method {' or '.join(METHODS)}", recipe.method)
+    expect(recipe.kv in KV_BYTES, f"kv {' or '.join(KV_BYTES)}", recipe.kv)
     for rule in recipe.rules:
         expect(rule.weights in (*FORMATS, "float"), f"weights {', '.join(FORMATS)} or float", rule.weights)
         expect(rule.activations in (8, 16), "activations 8 or 16", rule.activations)

@@ -24,7 +24,7 @@ from mimo_edge import Model
 from mimo_edge.export.bundle import Bundle, Part
 from mimo_edge.export.safetensors_io import SafetensorsWriter, TensorInfo
 from mimo_edge.quantize.conversations import Clip, Conversation, conversations
-from mimo_edge.quantize.evaluate import Forced
+from mimo_edge.quantize.evaluate import Forced, Pairing
 
 _LAYER = re.compile(r"(.*\.layers\.\d+)\.(self_attn|mlp|fc)")
 
@@ -76,7 +76,7 @@ def _damage(
             a, b = (m.engine.core.decode(codes).astype(np.float64) for m in (reference, mixed))
             error, power = error + float(np.square(a - b).sum()), power + float(np.square(a).sum())
         return "wave", error / power
-    forced = Forced.compare(reference, mixed, talks, None)
+    forced = Forced.compare(reference, mixed, talks, Pairing())
     choices = [forced.text, *forced.levels]
     return "KL", sum(c.divergence for c in choices) / sum(c.count for c in choices)
 

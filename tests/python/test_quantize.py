@@ -143,6 +143,7 @@ def test_every_recipe_writes_a_bundle_that_says_what_it_holds(name: str, tiny_bu
     made = Bundle.open(tmp_path / "out", "test")
     assert config == made.config
     assert config["quantization"]["recipe"] == name
+    assert config["quantization"]["kv"] == "f16"
     planned = stored_bytes(source.config, recipe)
     for part in ("lm", "codec"):
         file = made.parts[part].file
@@ -187,12 +188,19 @@ def test_quantizing_twice_is_refused_and_an_interrupted_run_leaves_nothing(
         quantize(Bundle.open(out, "test"), Recipe.read("int8"), tmp_path / "again")
 
 
+def test_negative_layers_count_from_the_end() -> None:
+    edge, config = Recipe.read("edge"), {"lm": {"num_hidden_layers": 12}}
+    down = [edge.of_model(config).rule(f"model.layers.{i}.mlp.down_proj.weight", (8, 8)).weights for i in range(12)]
+    assert down == ["int8", *["int4"] * 8, *["int8"] * 3]
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
         ("{", "fields"),
         ('{"name": "x", "about": "", "rules": [{"tensors": "*", "weights": "int3"}]}', "int3"),
         ('{"name": "x", "about": "", "rules": [], "group": 48}', "group"),
+        ('{"name": "x", "about": "", "rules": [], "kv": "f8"}', "kv"),
         ('{"name": "x", "about": "", "rules": [], "gates": {"beauty": 1}}', "beauty"),
         ('{"name": "x", "about": "", "rules": [], "colour": 1}', "colour"),
         ('{"name": "x", "about": "", "rules": [{"tensors": "*", "weights": "int8", "activations": 4}]}', "activations"),
