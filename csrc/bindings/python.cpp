@@ -451,9 +451,20 @@ void bind_state(py::module_& module) {
             },
             py::arg("speech"), py::arg("tap") = py::none(), py::arg("forced") = py::none());
 
+    py::class_<Listener::Report>(module, "Heard")
+        .def(py::init<>())
+        .def_readonly("positions", &Listener::Report::positions)
+        .def_readonly("kept", &Listener::Report::kept)
+        .def_readonly("redone", &Listener::Report::redone)
+        .def_readonly("heard_s", &Listener::Report::heard_s)
+        .def_readonly("broken_samples", &Listener::Report::broken_samples)
+        .def_readonly("encode_s", &Listener::Report::encode_s)
+        .def_readonly("prefill_s", &Listener::Report::prefill_s);
+
     py::class_<Listener>(module, "Listener")
         .def(py::init([](const std::shared_ptr<State>& state, const Ints& before, double most_s) {
-                 return std::make_unique<Listener>(state, to_positions(before, state->model().config.lm), most_s);
+                 const Positions positions = to_positions(before, state->model().config.lm);
+                 return without_gil([&] { return std::make_unique<Listener>(state, positions, most_s); });
              }),
              py::arg("state"), py::arg("before"), py::arg("most_s") = 0.0)
         .def(
@@ -463,13 +474,8 @@ void bind_state(py::module_& module) {
                 return without_gil([&] { return l.feed(samples, rate_hz); });
             },
             py::arg("wav"), py::arg("rate_hz"))
-        .def("settle",
-             [](Listener& l) {
-                 const auto report = without_gil([&] { return l.settle(); });
-                 return py::make_tuple(report.positions, report.kept, report.redone, report.encode_s, report.prefill_s);
-             })
+        .def("settle", [](Listener& l) { return without_gil([&] { return l.settle(); }); })
         .def_property_readonly("heard_s", &Listener::heard_s)
-        .def_property_readonly("broken_samples", &Listener::broken_samples)
         .def_property_readonly("is_long_enough", &Listener::is_long_enough);
 
     py::class_<Generation>(module, "Generation")

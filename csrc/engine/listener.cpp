@@ -32,6 +32,7 @@ Listener::Listener(std::shared_ptr<State> state, Positions before, double most_s
         const double samples = most_s * static_cast<double>(config.codec.sampling_rate);
         most_samples_ = static_cast<int64_t>(std::min(samples, static_cast<double>(most_samples_)));
     }
+    state_->become(before_);
 }
 
 double Listener::heard_s() const {
@@ -74,20 +75,14 @@ Listener::Report Listener::settle() {
     dirty_ = false;
     Positions now = before_;
     append(now, model.prompts.audio(codes_, false));
-    Report report = {.positions = now.count(), .encode_s = encodes ? seconds_since(started) : 0};
-    if (now.count() > state_->capacity()) {
-        throw InputError(message("listener: expected at most ", state_->capacity(), " positions, got ", now.count(),
-                                 "; speak shorter or let old turns go"));
-    }
-    const int64_t read = std::min(state_->length(), now.count());
-    report.kept = state_->keep(now);
-    report.redone = std::max<int64_t>(0, read - report.kept - (read == now.count() ? 1 : 0));
-    Positions rest;
-    const int64_t width = model.config.lm.group_size * model.config.lm.audio_channels;
-    rest.tokens.assign(now.tokens.begin() + report.kept, now.tokens.end());
-    rest.codes.assign(now.codes.begin() + report.kept * width, now.codes.end());
+    Report report = {.positions = now.count(),
+                     .heard_s = heard_s(),
+                     .broken_samples = broken_,
+                     .encode_s = encodes ? seconds_since(started) : 0};
     const auto encoded = Clock::now();
-    state_->prefill(rest);
+    const int64_t read = std::min(state_->length(), now.count());
+    report.kept = state_->become(now);
+    report.redone = std::max<int64_t>(0, read - report.kept - (read == now.count() ? 1 : 0));
     report.prefill_s = seconds_since(encoded);
     settled_ = std::move(now);
     return report;

@@ -17,8 +17,9 @@ namespace mimo {
 
 class Listener {
 public:
-    // before: the conversation up to the sound, <|sosp|> included. most_s: the longest sound that is heard, 0 for what
-    // the context holds.
+    // before: the conversation up to the sound, <|sosp|> included; what is not read of it yet is read now, while nobody
+    // waits. most_s: the longest sound that is heard, 0 for what the context holds. Throws InputError if it does not
+    // fit.
     Listener(std::shared_ptr<State> state, Positions before, double most_s = 0);
 
     // wav: float32 [samples >= 0] at rate_hz; any length, any rate, which may change. NaN and infinity are heard as
@@ -29,6 +30,8 @@ public:
         int64_t positions = 0;               // of the conversation up to the end of the sound
         int64_t kept = 0;                    // of them, read before
         int64_t redone = 0;                  // of those read before, rolled back because their codes have changed
+        double heard_s = 0;                  // seconds of sound so far
+        int64_t broken_samples = 0;          // of them NaN or infinite
         double encode_s = 0, prefill_s = 0;  // how long it took
     };
 
@@ -40,7 +43,6 @@ public:
     const Positions& positions() const { return settled_; }
 
     double heard_s() const;
-    int64_t broken_samples() const { return broken_; }
     bool is_long_enough() const;  // for settle()
 
 private:

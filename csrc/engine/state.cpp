@@ -65,6 +65,17 @@ int64_t State::keep(const Positions& wanted) {
     return same;
 }
 
+int64_t State::become(const Positions& wanted) {
+    if (wanted.count() > capacity_) {
+        throw InputError(message("conversation: expected at most ", capacity_, " positions, got ", wanted.count(),
+                                 "; speak shorter or let old turns go"));
+    }
+    const int64_t kept = keep(wanted);
+    prefill({.tokens = {wanted.tokens.begin() + kept, wanted.tokens.end()},
+             .codes = {wanted.codes.begin() + kept * codes_of_position(), wanted.codes.end()}});
+    return kept;
+}
+
 std::string State::save(std::string_view note) const {
     hidden();
     const std::vector<float> floats = sequence_->save();

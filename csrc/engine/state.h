@@ -34,6 +34,10 @@ public:
     // reading the others makes the conversation exactly `wanted`.
     int64_t keep(const Positions& wanted);
 
+    // Makes the conversation exactly `wanted`: keeps what it can and reads the rest. Returns how many were kept. Throws
+    // InputError as prefill does, and changes nothing if `wanted` does not fit.
+    int64_t become(const Positions& wanted);
+
     // The conversation as bytes, and back, bit for bit: the state of a process, a file, a mapping. note: carried along.
     // Only a model of the same weights, kernels and sizes restores it. Throws InputError for other bytes, and changes
     // nothing then; DeviceError if the backend cannot.

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from mimo_edge._core import BundleError, DeviceError, Error, InputError, Sampling, ShapeError
 from mimo_edge.audio import AudioInput, read_audio, write_wav
-from mimo_edge.conversation import Conversation, Turn
+from mimo_edge.conversation import Conversation
+from mimo_edge.dialogue import Turn
 from mimo_edge.engine import Tap
 from mimo_edge.generation import Generation
 from mimo_edge.hardware import open_core

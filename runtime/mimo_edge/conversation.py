@@ -1,113 +1,25 @@
-"""Turns: a dialogue given whole, and a Conversation that keeps its place in the cache from turn to turn."""
+"""A conversation that goes on: it keeps its place in the cache from turn to turn."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from mimo_edge import _core
-from mimo_edge._core import InputError
-from mimo_edge.audio import AudioInput, Recording, Wave
+from mimo_edge._core import Heard, InputError
+from mimo_edge.audio import AudioInput, Wave
+from mimo_edge.dialogue import CoreTurn, Manner, OpenTurn, Turn
 from mimo_edge.engine import Engine
 from mimo_edge.generation import Generation
-from mimo_edge.limits import ALLOWANCES, THINKING
 from mimo_edge.prefix_cache import PrefixCache
-from mimo_edge.reply import Codes, Ids, Norms
+from mimo_edge.reply import Ids, Norms
 from mimo_edge.request import Options, Request
-
-CoreTurn: TypeAlias = tuple[str, "str | None", "Codes | None"]
-"""(role, text, codes [K, T']), as the core's prompt builders take it."""
 
 USER = "<|im_start|>user\n"  # the head of a question (csrc/lm/prompt.cpp)
 ROOM = 512  # positions kept free for a question's answer; old turns leave for it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One turn of a dialogue. A user has text or audio; an assistant has text, with the audio it spoke if it spoke."""
-
-    role: Literal["user", "assistant"]
-    text: str | None = None
-    audio: AudioInput | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTurn:
-    """A Turn whose audio has been checked but not encoded yet."""
-
-    role: str
-    text: str | None
-    audio: Recording | None
-
-    @staticmethod
-    def check(engine: Engine, turn: Turn) -> OpenTurn:
-        """Raises InputError for a turn that cannot be prompted."""
-        if turn.text is None and turn.audio is None:
-            raise InputError(f"turn: expected text or audio, got neither in a turn of the {turn.role}")
-        if turn.role == "assistant" and turn.text is None:
-            raise InputError("turn: expected the text of what the assistant said, got audio alone")
-        return OpenTurn(turn.role, turn.text, None if turn.audio is None else engine.open_prompt_audio(turn.audio))
-
-    def encode(self, engine: Engine) -> CoreTurn:
-        return (self.role, self.text, None if self.audio is None else encode(engine, self.audio))
-
-    @property
-    def heard_s(self) -> float:
-        return self.audio.seconds if self.audio else 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
-    """How the assistant answers: in sound or in writing, after thinking or not, as whom, with which voice."""
-
-    speaks: bool
-    thinks: bool = False
-    system: str | None = None
-    voice: Recording | None = None
-
-    def request(self, ids: Ids, heard_s: float, norms: Norms | None) -> Request:
-        """ids: int32 [K+1, G*P], the prompt. heard_s: seconds of sound in the question, 0 if it was written."""
-        task = "spoken_dialogue" if self.speaks else "speech_to_text" if heard_s else "text_chat"
-        allowance = ALLOWANCES[task].positions() + (THINKING.positions() if self.thinks else 0)
-        return Request(
-            task=task,
-            ids=ids,
-            allowance=allowance,
-            heard_s=heard_s,
-            speaks=self.speaks,
-            thinks=self.thinks,
-            norms=norms,
-        )
-
-    def opening(self, engine: Engine, turns: Sequence[CoreTurn], voice: Codes | None) -> Ids:
-        """Return the prompt of a dialogue from its beginning. voice: codes int32 [K, T'] of `self.voice`."""
-        return engine.core.prompt_dialogue(list(turns), self.system, voice, self.speaks, self.thinks)
-
-    def followup(self, engine: Engine, turn: CoreTurn) -> Ids:
-        """Return what a running dialogue gets for its next user turn."""
-        return engine.core.prompt_dialogue([turn], None, None, self.speaks, self.thinks)
-
-
-def encode(engine: Engine, recording: Recording) -> Codes:
-    """Return a recording as patches, codes int32 [K, T']."""
-    return engine.patches(engine.whole(recording))
-
-
-def answer(engine: Engine, turns: Sequence[Turn], manner: Manner, options: Options) -> Generation:
-    """Answer a dialogue that is given whole."""
-    opened = [OpenTurn.check(engine, turn) for turn in turns]
-
-    def requests() -> Iterator[Request]:
-        voice = encode(engine, manner.voice) if manner.voice else None
-        ids = manner.opening(engine, [turn.encode(engine) for turn in opened], voice)
-        heard_s = sum(turn.heard_s for turn in opened if turn.role == "user")
-        yield manner.request(ids, heard_s, engine.norms(voice))
-
-    return Generation(engine, requests(), options)
 
 
 class Conversation:
@@ -154,11 +66,16 @@ class Conversation:
         return self._answer(lambda: self._question(turn.encode(self._engine)), turn.heard_s, options)
 
     def listen(self, *, most_s: float = 30.0) -> Hearing:
-        """Begin to hear a turn while it is spoken; at most `most_s` seconds of it. Raises InputError as `respond`."""
+        """Begin to hear a turn while it is spoken; at most `most_s` seconds of it. Raises InputError as `respond`.
+
+        Whatever of the conversation is not read yet, the beginning, what stays when old turns leave, is read here: call
+        it while nobody waits.
+        """
         self._settle()
         sosp, _ = self._around_sound()
-        before = np.concatenate([self._history(round(most_s / self._engine.facts.patch_s)), sosp], axis=1)
-        return Hearing(self, _core.Listener(self._state, np.ascontiguousarray(before), most_s), before.shape[1])
+        coming = min(round(most_s / self._engine.facts.patch_s), self._state.capacity // 4)
+        before = np.concatenate([self._history(coming), sosp], axis=1)
+        return Hearing(self, _core.Listener(self._state, np.ascontiguousarray(before), most_s))
 
     def truncate(self, heard_s: float) -> str:
         """Take back what was not heard of the last answer, and return the text that is left of it.
@@ -244,19 +161,22 @@ class Conversation:
         if self._beginning is not None:
             return self._beginning
         engine, manner = self._engine, self._manner
-        voice_wave = engine.whole(manner.voice) if manner.voice else None
-        key = PrefixCache.key(json.dumps([manner.system, manner.speaks, manner.thinks]), voice_wave)
-        caches = (manner.system or manner.voice) and not engine.parity
+        sounds = [manner.voice, *(turn.audio for turn in manner.examples)]
+        waves = [engine.whole(sound) if sound else None for sound in sounds]
+        words = [(turn.role, turn.text) for turn in manner.examples]
+        key = PrefixCache.key(json.dumps([manner.system, manner.speaks, manner.thinks, words]), waves)
+        caches = (manner.system or manner.voice or manner.examples) and not engine.parity
         note = self._cache.restore(key, self._state) if caches else None
         if note is not None:
             self._norms = json.loads(note)
             self._beginning = self._state.ids()
             return self._beginning
-        voice = engine.patches(voice_wave) if voice_wave is not None else None
+        voice, *examples = [None if wave is None else engine.patches(wave) for wave in waves]
         self._norms = engine.norms(voice)
         anything: CoreTurn = ("user", "a", None)
+        turns = [(role, text, codes) for (role, text), codes in zip(words, examples, strict=True)]
         follow = manner.followup(engine, anything).shape[1] - self._head.shape[1]
-        self._beginning = np.ascontiguousarray(manner.opening(engine, [anything], voice)[:, :-follow])
+        self._beginning = np.ascontiguousarray(manner.opening(engine, [*turns, anything], voice)[:, :-follow])
         if caches:
             self._state.prefill(self._beginning)
             self._cache.keep(key, self._state, json.dumps(self._norms))
@@ -282,9 +202,10 @@ class Conversation:
 class Hearing:
     """A turn being heard. Sound goes in as it comes; `settle` at a pause does the work that the answer needs."""
 
-    def __init__(self, conversation: Conversation, listener: _core.Listener, before: int) -> None:
-        self._conversation, self._listener, self._before = conversation, listener, before
-        self.report = HearingReport()
+    def __init__(self, conversation: Conversation, listener: _core.Listener) -> None:
+        self._conversation, self._listener = conversation, listener
+        self.report = Heard()
+        """Of the last settle: what was read, what of it had to be read again, and how long it took."""
 
     def feed(self, wave: Wave, rate_hz: int) -> int:
         """wave float32 [S], any length and rate. Returns the samples taken, fewer when the longest turn is reached."""
@@ -294,23 +215,12 @@ class Hearing:
     def heard_s(self) -> float:
         return self._listener.heard_s
 
-    def settle(self) -> HearingReport:
+    def settle(self) -> Heard:
         """Encode and prefill what has been heard, exactly as if the turn ended here; it may go on. Any number of times.
 
         Raises InputError if there is too little sound for one frame of it.
         """
-        positions, kept, redone, encode_s, prefill_s = self._listener.settle()
-        before = self.report
-        self.report = HearingReport(
-            positions=positions,
-            kept=kept,
-            redone=redone,
-            heard_s=self._listener.heard_s,
-            broken_samples=self._listener.broken_samples,
-            settled=before.settled + 1,
-            encode_s=encode_s,
-            prefill_s=prefill_s,
-        )
+        self.report = self._listener.settle()
         return self.report
 
     def respond(self, options: Options | None = None) -> Generation:
@@ -328,23 +238,6 @@ class Hearing:
     def retract(self) -> None:
         """Take back the answer of which nothing was heard; the turn goes on."""
         self._conversation.forget()
-
-
-@dataclass(frozen=True, slots=True)
-class HearingReport:
-    """What the last settle did: positions up to the end of the sound, those of them that were read before and stayed,
-    those rolled back because their codes had changed, seconds heard, samples that were NaN or infinite, settles so far,
-    and the seconds that encoding and reading took.
-    """
-
-    positions: int = 0
-    kept: int = 0
-    redone: int = 0
-    heard_s: float = 0.0
-    broken_samples: int = 0
-    settled: int = 0
-    encode_s: float = 0.0
-    prefill_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -15,14 +15,11 @@ import json
 import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mimo_edge._core import InputError
+from mimo_edge._core import Heard, InputError
 from mimo_edge.audio import replace_file
 from mimo_edge.reply import Clock, Reply
-
-if TYPE_CHECKING:
-    from mimo_edge.conversation import HearingReport
 
 PARTS = ("detect", "encode", "prefill", "patch", "codec")
 PERCENTILES = (50, 95, 99)
@@ -47,7 +44,7 @@ class TurnTimes:
     memory_mib: float = 0.0
     stop_reason: str = ""
 
-    def settle(self, report: HearingReport, clock: Clock, reply: Reply, cpu_s: float) -> None:
+    def settle(self, report: Heard, clock: Clock, reply: Reply, cpu_s: float) -> None:
         """Note what the answer took. clock: of its generation, which began at `started`."""
         self.encode_s, self.prefill_s = report.encode_s, report.prefill_s
         self.kept, self.redone, self.positions = report.kept, report.redone, report.positions

@@ -12,7 +12,8 @@ from typing import Any
 from mimo_edge import _core
 from mimo_edge._core import InputError
 from mimo_edge.audio import AudioInput, Wave, open_audio
-from mimo_edge.conversation import Conversation, Manner, Turn, answer, encode
+from mimo_edge.conversation import Conversation
+from mimo_edge.dialogue import Manner, OpenTurn, Turn, answer, encode
 from mimo_edge.engine import Engine, Tap
 from mimo_edge.generation import Generation
 from mimo_edge.limits import ALLOWANCES, THINKING
@@ -150,6 +151,7 @@ class Model:
         *,
         system: str | None = None,
         voice: AudioInput | None = None,
+        examples: Sequence[Turn] = (),
         speaks: bool = True,
         thinking: bool = False,
         context: int = 0,
@@ -158,10 +160,13 @@ class Model:
     ) -> Conversation:
         """Start a dialogue that keeps its cache from turn to turn.
 
-        speaks: answers are sound, else writing. context: positions to remember at most, 0 = what the model can. cache:
-        where system prompt and voice, once prefilled, are kept for other conversations.
+        examples: turns that show how to answer, of the user and the assistant by turns. speaks: answers are sound, else
+        writing. context: positions to remember at most, 0 = what the model can. cache: where system prompt, voice and
+        examples, once prefilled, are kept for other conversations.
         """
-        return Conversation(self.engine, self._manner(speaks, thinking, system, voice), options, context, cache)
+        manner = self._manner(speaks, thinking, system, voice)
+        shown = tuple(OpenTurn.check(self.engine, turn) for turn in examples)
+        return Conversation(self.engine, replace(manner, examples=shown), options, context, cache)
 
     def convert(
         self, audio: AudioInput, examples: Sequence[Example], instruction: str, *, options: Options = DEFAULTS

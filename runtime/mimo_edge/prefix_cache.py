@@ -1,4 +1,4 @@
-"""What every conversation of a kind begins with, system prompt and voice, prefilled once.
+"""What every conversation of a kind begins with, system prompt, voice and examples, prefilled once.
 
 Kept in memory and, with a folder, on disk, where another process maps it: the bytes are those of the core's State.save,
 which restores bit for bit and refuses another checkpoint, recipe or set of kernels.
@@ -7,6 +7,7 @@ which restores bit for bit and refuses another checkpoint, recipe or set of kern
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,10 +31,11 @@ class PrefixCache:
         self._memory: dict[str, Saved] = {}
 
     @staticmethod
-    def key(words: str, voice: Wave | None) -> str:
-        """Return the name of a beginning: what is said in it, and the samples of the voice."""
+    def key(words: str, waves: Sequence[Wave | None]) -> str:
+        """Return the name of a beginning: what is said in it, and the samples of the voice and the examples."""
         digest = hashlib.sha256(words.encode())
-        digest.update(b"" if voice is None else voice.tobytes())
+        for wave in waves:
+            digest.update(f"|{-1 if wave is None else len(wave)}|".encode() + (b"" if wave is None else wave.tobytes()))
         return digest.hexdigest()
 
     def restore(self, key: str, state: _core.State) -> str | None:

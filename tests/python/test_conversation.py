@@ -74,7 +74,7 @@ def test_resampling_in_pieces_is_resampling(rate_hz: int, samples: int, sizes: l
         with pytest.raises(InputError, match="samples of sound"):
             listener.settle()
         return
-    positions = listener.settle()[0]
+    positions = listener.settle().positions
     patches = RANDOM.engine.patches(whole).shape[1] // RANDOM.engine.facts.group
     assert positions == patches + before(RANDOM).shape[1] // RANDOM.engine.facts.group
 
@@ -101,9 +101,9 @@ def test_incremental_prefill_is_offline_prefill(
     whole = engine.wave(wave, rate_hz)
     offline = _core.State(engine.core)
     offline.prefill(np.concatenate([before(model), engine.core.prompt_audio(engine.patches(whole), False)], axis=1))
-    positions, kept, *_ = listener.settle()
-    assert positions == offline.length
-    assert kept >= before(model).shape[1] // engine.facts.group
+    report = listener.settle()
+    assert report.positions == offline.length
+    assert report.kept >= before(model).shape[1] // engine.facts.group
     np.testing.assert_array_equal(state.ids(), offline.ids())
     np.testing.assert_array_equal(state.text_logits(), offline.text_logits())
     assert state.save() == offline.save()  # every key and value
@@ -355,7 +355,44 @@ def test_keep_leaves_something_to_read(model: Model) -> None:
     np.testing.assert_array_equal(state.ids()[0, ::group], other[0, : kept * group : group])
 
 
+def test_examples_stand_before_every_conversation_and_are_cached(tmp_path: Path) -> None:
+    wave, cache = (speech(), 24000), PrefixCache(tmp_path)
+    shown = [
+        mimo_edge.Turn(role="user", audio=wave),
+        mimo_edge.Turn(role="assistant", text="Opening the window.", audio=(noise(0.5), 24000)),
+        mimo_edge.Turn(role="user", text="and the roof"),
+        mimo_edge.Turn(role="assistant", text="Opening the roof."),
+    ]
+    whole = TRAINED.respond([*shown, mimo_edge.Turn(role="user", audio=wave)], options=GREEDY)
+    whole.result()
+    for talk in (TRAINED.conversation(examples=shown, cache=cache, options=GREEDY) for _ in range(2)):
+        answer = talk.respond(wave)
+        answer.result()
+        np.testing.assert_array_equal(answer.new_ids, whole.new_ids)
+    other = [*shown[:3], replace(shown[3], text="Closing the roof.")]
+    TRAINED.conversation(examples=other, cache=cache, options=GREEDY).listen()
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(InputError, match="turn"):
+        TRAINED.conversation(examples=[mimo_edge.Turn(role="user")])
+
+
 # long sessions
+
+
+def test_a_turn_waits_for_itself_alone(model: Model) -> None:
+    """All that came before, old turns that left included, is read when the listening begins, not when it ends."""
+    group = model.engine.facts.group
+    talk = model.conversation(system="Be brief.", options=GREEDY, context=300)
+    lengths = []
+    for seed in range(8):
+        hearing = talk.listen(most_s=5.0)
+        lengths.append(talk.length)
+        hearing.feed(noise(1.0, seed=seed), 24000)
+        report = hearing.settle()
+        assert report.kept >= lengths[-1] - 1
+        assert report.positions - report.kept <= 2 + 24000 // (model.rate_hz * model.engine.facts.patch_s) * group
+        hearing.respond().result()
+    assert any(np.diff(lengths) < 0)
 
 
 def test_old_turns_leave_whole_and_the_beginning_stays() -> None:

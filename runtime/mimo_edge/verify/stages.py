@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mimo_edge import _core
 from mimo_edge._core import Sampling
 from mimo_edge.audio import Wave
-from mimo_edge.conversation import CoreTurn
+from mimo_edge.dialogue import CoreTurn
 from mimo_edge.engine import Tap
 from mimo_edge.reply import Codes, Ids
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mimo_edge.conversation import CoreTurn
+from mimo_edge.dialogue import CoreTurn
 from mimo_edge.reply import Codes, Ids
 from mimo_edge.verify.goldens import Check, Goldens
 from mimo_edge.verify.stages import Stages
