@@ -37,14 +37,13 @@ class TurnTimes:
     prefill_s: float = 0.0
     first_patch_s: float | None = None
     audio_s: float = 0.0
-    cpu_s: float = 0.0
     kept: int = 0
     redone: int = 0
     positions: int = 0
     memory_mib: float = 0.0
     stop_reason: str = ""
 
-    def settle(self, report: Heard, clock: Clock, reply: Reply, cpu_s: float) -> None:
+    def settle(self, report: Heard, clock: Clock, reply: Reply) -> None:
         """Note what the answer took. clock: of its generation, which began at `started`."""
         self.encode_s, self.prefill_s = report.encode_s, report.prefill_s
         self.kept, self.redone, self.positions = report.kept, report.redone, report.positions
@@ -52,7 +51,7 @@ class TurnTimes:
             clock.first_patch_s,
             reply.timings.audio_s if reply.audio is not None else 0.0,
         )
-        self.stop_reason, self.cpu_s = reply.stop_reason, cpu_s
+        self.stop_reason = reply.stop_reason
         self.memory_mib = memory_mib()
 
     def parts(self) -> dict[str, float] | None:
@@ -67,6 +66,13 @@ class TurnTimes:
             at = max(at, moment)
         return {**parts, "total": self.played - self.speech_ended}
 
+    def line(self) -> str:
+        """Return the time to the first sound and where it went, in words."""
+        if (parts := self.parts()) is None:
+            return "nothing to hear"
+        spent = ", ".join(f"{name} {1000 * parts[name]:.0f}" for name in PARTS if parts[name] >= 0.0005)
+        return f"first sound after {1000 * parts['total']:.0f} ms: {spent}"
+
 
 def memory_mib() -> float:
     """Memory of this process now (where the system tells), else the most it ever had."""
@@ -77,8 +83,13 @@ def memory_mib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def summarise(turns: list[TurnTimes], underruns: int, silenced: list[float], wall_s: float) -> dict[str, Any]:
-    """Return the report of many turns: percentiles in ms, what was played, what it cost."""
+def summarise(
+    turns: list[TurnTimes], underruns: int, silenced: list[float], wall_s: float, cpu_s: float
+) -> dict[str, Any]:
+    """Return the report of many turns: percentiles in ms, what was played, what it cost.
+
+    wall_s, cpu_s: seconds that all of it took, and seconds of the processor that this process used for it.
+    """
     turns = [turn for turn in turns if turn.detected]  # the others were taken back unheard
     parts = [split for turn in turns if (split := turn.parts())]
     memory = [turn.memory_mib for turn in turns]
@@ -94,11 +105,12 @@ def summarise(turns: list[TurnTimes], underruns: int, silenced: list[float], wal
         "cancel_to_silence_ms": [round(1000 * s, 1) for s in silenced],
         "underruns": underruns,
         "audio_s": round(sum(turn.audio_s for turn in turns), 1),
-        "cpu_s_per_turn": round(sum(turn.cpu_s for turn in turns) / max(1, len(turns)), 3),
+        "cpu_s_per_turn": round(cpu_s / max(1, len(turns)), 3),
+        "cpu_share": round(cpu_s / wall_s, 3),
         "positions_ready": round(sum(turn.kept for turn in turns) / max(1, sum(turn.positions for turn in turns)), 3),
         "memory_mib": {
-            "first": round(sum(memory[:tenth]) / tenth, 1) if memory else None,
-            "last": round(sum(memory[-tenth:]) / tenth, 1) if memory else None,
+            name: round(sum(memory[at : at + tenth]) / tenth, 1) if memory else None
+            for name, at in (("first", 0), ("middle", (len(memory) - tenth) // 2), ("last", len(memory) - tenth))
         },
     }
 
@@ -111,6 +123,8 @@ def percentile(values: list[float], percent: int) -> float:
 
 def table(report: dict[str, Any]) -> str:
     """Return the latencies as a table in Markdown."""
+    if not report["latency_ms"]:
+        return "simulated faster than real time: no latencies"
     lines = ["| ms | " + " | ".join(f"p{p}" for p in PERCENTILES) + " |", "|---" * (len(PERCENTILES) + 1) + "|"]
     for name, row in report["latency_ms"].items():
         lines.append(f"| {name} | " + " | ".join(f"{row[f'p{p}']:.0f}" for p in PERCENTILES) + " |")
@@ -124,7 +138,7 @@ def write(path: Path, report: dict[str, Any], turns: list[TurnTimes]) -> None:
 
 
 def plot(path: Path, turns: list[TurnTimes]) -> None:
-    """Draw every turn as a bar of its parts (pip install matplotlib)."""
+    """Draw every turn as a bar of its parts, and the memory of the process (pip install matplotlib)."""
     try:
         matplotlib = importlib.import_module("matplotlib")
         matplotlib.use("Agg")
@@ -132,7 +146,7 @@ def plot(path: Path, turns: list[TurnTimes]) -> None:
     except ImportError as error:
         raise InputError("listen: expected matplotlib for --plot, got none; pip install matplotlib") from error
     parts = [split for turn in turns if (split := turn.parts())]
-    figure, axes = pyplot.subplots(figsize=(9, 4))
+    figure, (axes, below) = pyplot.subplots(2, 1, figsize=(9, 6), height_ratios=(3, 1))
     bottom = [0.0] * len(parts)
     for name in PARTS:
         values = [1000 * split[name] for split in parts]
@@ -140,6 +154,8 @@ def plot(path: Path, turns: list[TurnTimes]) -> None:
         bottom = [a + b for a, b in zip(bottom, values, strict=True)]
     axes.set(xlabel="turn", ylabel="ms", title="end of speech to first sound")
     axes.legend(loc="upper right")
+    below.plot(range(1, len(turns) + 1), [turn.memory_mib for turn in turns])
+    below.set(xlabel="turn", ylabel="memory, MiB", ylim=(0, None))
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)

