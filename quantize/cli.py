@@ -87,6 +87,8 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--against", metavar="BUNDLE0", type=Path, help="the bundle it was made from")
     parser.add_argument("--recipe", metavar="NAME", help="whose gates count (default: the bundle's own)")
+    parser.add_argument("--backend", choices=("native", "onnxruntime"), default="native", help="who computes BUNDLE")
+    parser.add_argument("--graphs", metavar="DIR", help="of export-onnx (default: onnx in the bundle)")
     parser.add_argument("--clips", metavar="FILE", type=Path, nargs="+", default=[],
                         help="measure with these, x.txt says what x.wav does (default: the package's)")  # fmt: skip
     parser.add_argument("--forced-only", action="store_true", help="leave out what it writes and says by itself")
@@ -99,7 +101,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Measure and print one table: 0 if every gate that was measured is passed, 1 else."""
-    model = mimo_edge.load(args.bundle, threads=args.threads)
+    model = mimo_edge.load(args.bundle, threads=args.threads, backend=args.backend, graphs=args.graphs)
     original = mimo_edge.load(args.against, threads=args.threads) if args.against else None
     own = model.config.get("quantization", {})
     gates = Recipe.read(args.recipe).gates if args.recipe else own.get("gates", {})
@@ -188,7 +190,7 @@ def run_plan(args: argparse.Namespace) -> int:
 def _print_plan(target: Device, args: argparse.Namespace, need: Any, wrong: str | None) -> None:
     gb = 1e9
     print(f"{target.about}: {target.memory_gb:g} GB, of which {target.usable / gb:.2f} GB for the model; "
-          f"{target.bandwidth_gb_s:g} GB/s")  # fmt: skip
+          f"{target.bandwidth_gb_s:g} GB/s ({target.source})")  # fmt: skip
     print(f"recipe {args.recipe}, {args.context} positions of context")
     print(f"file                  {need.file / gb:7.3f} GB")
     print(f"weights in memory     {need.weights / gb:7.3f} GB   all but the text table, read row by row")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,29 +84,28 @@ class Agreement:
 
 
 class Pairing:
-    """Takes the arrays of two runs at the same boundaries, in the same order, and adds up their likeness."""
+    """Takes the arrays of two runs at the same boundaries and adds up their likeness. A backend of graphs shows fewer
+    boundaries than the core; what only one of the two shows is left out."""
 
     def __init__(self) -> None:
         self.likeness: dict[str, Likeness] = {}
-        self._seen: list[tuple[str, Array]] = []
+        self._seen: dict[str, deque[Array]] = {}
 
     def run(self, original: Model, model: Model, work: Callable[[Model, Tap], Any]) -> Any:
         """Do the same work with both; returns both results."""
-        first = work(original, self._first)
-        self._seen.reverse()
-        second = work(model, self._second)
-        return first, second
+        self._seen.clear()
+        return work(original, self._first), work(model, self._second)
 
     def _first(self, name: str, array: Array) -> None:
         if not name.startswith("input:") and ".rope_" not in name:
-            self._seen.append((name, array))
+            self._seen.setdefault(name, deque()).append(array)
 
     def _second(self, name: str, array: Array) -> None:
-        if name.startswith("input:") or ".rope_" in name:
+        if name not in self._seen:
             return
-        before, expected = self._seen.pop()
-        if before != name or expected.shape != array.shape:
-            raise ValueError(f"evaluate: expected stage {before} {expected.shape}, got {name} {array.shape}")
+        expected = self._seen[name].popleft()
+        if expected.shape != array.shape:
+            raise ValueError(f"evaluate: expected {name} {expected.shape}, got {array.shape}")
         self.likeness.setdefault(name, Likeness()).add(expected, array)
 
 

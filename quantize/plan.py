@@ -4,7 +4,7 @@
     reading = sum over stacks of bytes of weights * runs a second of speech, + keys and values at every position
     RTF     = reading / (bandwidth * EFFICIENCY)            below 1: faster than real time; projected, not measured
 
-Devices are data: devices.json (memory and bandwidth from the makers' data sheets).
+Devices are data: devices.json, which says of each bandwidth where it was found. reserved_gb is an estimate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ THIS = "this"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """memory_gb: in all; reserved_gb: what the system and its display take; sm: of its GPU (0: none)."""
+    """memory_gb: in all; reserved_gb: what the system and its display take; sm: of its GPU (0: none); source: who says
+    what the bandwidth is."""
 
     name: str
     about: str
@@ -45,6 +46,7 @@ class Device:
     reserved_gb: float
     bandwidth_gb_s: float
     sm: int
+    source: str
 
     @property
     def usable(self) -> float:
@@ -196,4 +198,6 @@ def _this_machine() -> Device:
             start = time.perf_counter()
             list(pool.map(np.max, parts))
             best = min(best, time.perf_counter() - start)
-    return Device(THIS, "this machine", round(total, 1), 1.0, round(cores * parts[0].nbytes / best / 1e9, 1), 0)
+    return Device(
+        THIS, "this machine", round(total, 1), 1.0, round(cores * parts[0].nbytes / best / 1e9, 1), 0, "measured now"
+    )
