@@ -46,10 +46,15 @@ public:
     virtual std::optional<Codes> decode_patch(const Sampling&, const Draw&) { return {}; }
 };
 
+class LayersDevice;  // codec/layers.h
+
 // Shared by all conversations and threads.
 class Backend {
 public:
     virtual ~Backend() = default;
+
+    // Where the core's own codec has its layers computed; null: on the CPU.
+    virtual const LayersDevice* layers_device() const { return nullptr; }
 
     // capacity: positions at most.
     virtual std::shared_ptr<Sequence> sequence(int64_t capacity) const = 0;

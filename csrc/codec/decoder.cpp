@@ -54,7 +54,7 @@ CodecDecoder::ConvTranspose CodecDecoder::read_conv(const Weights& weights, int6
     return layer;
 }
 
-CodecDecoder::CodecDecoder(const CodecConfig& config, const Weights& weights)
+CodecDecoder::CodecDecoder(const CodecConfig& config, const Weights& weights, const LayersDevice* device)
     : config_(config),
       layers_({.count = config.decoder_layers,
                .dim = config.d_model,
@@ -64,7 +64,7 @@ CodecDecoder::CodecDecoder(const CodecConfig& config, const Weights& weights)
                .left = config.decoder_attn_window_size[0],
                .right = config.decoder_attn_window_size[1],
                .rope_theta = config.rope_theta},
-              weights),
+              weights, device),
       norm_(read_layer_norm(weights, "layer_norm", config.d_model)),
       dconv2_(read_conv(weights.under("dconv2"), config.d_model, config.n_mels, config.decoder_kernel_size,
                         config.decoder_stride_size)),
@@ -76,7 +76,7 @@ CodecDecoder::CodecDecoder(const CodecConfig& config, const Weights& weights)
                 .left = config.vocoder_attn_window_size[0],
                 .right = config.vocoder_attn_window_size[1],
                 .rope_theta = config.rope_theta},
-               weights.under("vocoder")),
+               weights.under("vocoder"), device),
       vocoder_norm_(read_layer_norm(weights.under("vocoder"), "layer_norm", config.vocoder_dim)),
       fft_(config.nfft),
       window_(hann_window(config.nfft)) {

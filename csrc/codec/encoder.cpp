@@ -40,7 +40,7 @@ std::vector<std::vector<int64_t>> group_segments(const std::vector<int64_t>& len
     return groups;
 }
 
-CodecEncoder::CodecEncoder(const Config& config, const Weights& weights)
+CodecEncoder::CodecEncoder(const Config& config, const Weights& weights, const LayersDevice* device)
     : config_(config.codec),
       segment_frames_(config.segment_frames()),
       layers_({.count = config_.encoder_layers,
@@ -51,7 +51,7 @@ CodecEncoder::CodecEncoder(const Config& config, const Weights& weights)
                .left = config_.encoder_attn_window_size[0],
                .right = config_.encoder_attn_window_size[1],
                .rope_theta = config_.rope_theta},
-              weights),
+              weights, device),
       norm_(read_layer_norm(weights, "layer_norm", config_.d_model)) {
     const int64_t dim = config_.d_model, kernel = config_.kernel_size;
     conv1_ = {weights.matrix("conv1.weight", {dim, kernel, config_.n_mels}), weights.vector("conv1.bias", dim)};

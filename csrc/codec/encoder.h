@@ -14,7 +14,7 @@ std::vector<std::vector<int64_t>> group_segments(const std::vector<int64_t>& len
 
 class CodecEncoder {
 public:
-    CodecEncoder(const Config& config, const Weights& weights);
+    CodecEncoder(const Config& config, const Weights& weights, const LayersDevice* device = nullptr);
 
     // Encoder frames (50 Hz) and code frames (25 Hz) of one segment of mel frames.
     int64_t frames_of(int64_t mel_frames) const;

@@ -23,7 +23,7 @@ LayerNorm read_layer_norm(const Weights& weights, const std::string& name, int64
     return {.weight = w.vector("weight", dim), .bias = w.vector("bias", dim)};
 }
 
-Layers::Layers(const LayersConfig& config, const Weights& weights) : config_(config) {
+Layers::Layers(const LayersConfig& config, const Weights& weights, const LayersDevice* device) : config_(config) {
     const int64_t dim = config.dim, ffn = config.ffn_dim;
     for (int64_t i = 0; i < config.count; ++i) {
         const Weights w = weights.under("layers", i);
@@ -39,6 +39,7 @@ Layers::Layers(const LayersConfig& config, const Weights& weights) : config_(con
                            .up = linear("fc1", ffn, dim),
                            .down = linear("fc2", dim, ffn)});
     }
+    if (device) open_ = device->load(*this);
 }
 
 std::optional<Array> Layers::run(const Context& context, Array& x, const std::string& name,
@@ -50,13 +51,20 @@ std::optional<Array> Layers::run(const Context& context, Array& x, const std::st
         context.tap(name + ".rope_cos", both_halves(rope.cosine));
         context.tap(name + ".rope_sin", both_halves(rope.sine));
     }
-    KeyValues cache(config_.heads, config_.dim / config_.heads, n);
     std::optional<Array> kept;
+    const auto after = [&](int64_t layer) {
+        if (keep == layer + 1) kept = x;
+        if (context.tap) context.tap(name + ".layer" + std::to_string(layer), x);
+    };
+    if (open_) {
+        open_(n, n, false)->run(x, rope, keys, 0, keep || context.tap ? after : std::function<void(int64_t)>());
+        return kept;
+    }
+    KeyValues cache(config_.heads, config_.dim / config_.heads, n);
     for (size_t i = 0; i < layers_.size(); ++i) {
         attend(context, layers_[i], rope, keys, 0, cache, x);
         feed_forward(context, layers_[i], x);
-        if (keep == static_cast<int64_t>(i) + 1) kept = x;
-        if (context.tap) context.tap(name + ".layer" + std::to_string(i), x);
+        after(static_cast<int64_t>(i));
     }
     return kept;
 }
@@ -72,7 +80,8 @@ std::vector<KeyRange> Layers::ranges(int64_t first, int64_t n, int64_t left, int
 
 LayersMemory Layers::memory(int64_t left, int64_t rows) const {
     if (config_.left >= 0) left = std::min(left, config_.left);
-    LayersMemory memory = {.layers = {}, .left = left};
+    LayersMemory memory = {.device = open_ ? open_(left + rows, rows, true) : nullptr, .layers = {}, .left = left};
+    if (open_) return memory;
     // Old keys are dropped kLanes or more at a time, and only when the room ends: a quarter more makes that rare.
     const int64_t capacity = left + left / 4 + rows + 2 * kLanes;
     for (int64_t i = 0; i < config_.count; ++i)
@@ -88,8 +97,13 @@ void Layers::append(const Context& context, Array& x, int64_t settled, LayersMem
         memory.first += dropped;
     }
     std::vector<KeyRange> keys = ranges(begin, x.rows, memory.left, end);
-    for (KeyRange& range : keys) range = {range.begin - memory.first, range.end - memory.first};
     const Rope rope(begin, x.rows, config_.dim / config_.heads, config_.rope_theta);
+    if (memory.device) {
+        memory.device->run(x, rope, keys, begin, {});
+        memory.settled += settled;
+        return;
+    }
+    for (KeyRange& range : keys) range = {range.begin - memory.first, range.end - memory.first};
     for (size_t i = 0; i < layers_.size(); ++i) {
         attend(context, layers_[i], rope, keys, begin - memory.first, memory.layers[i], x);
         feed_forward(context, layers_[i], x);

@@ -2,6 +2,8 @@
 // GELU; q, v and out projections have a bias, k has none. Upstream: modeling_audio_tokenizer.py TransformerLayer.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -19,8 +21,32 @@ struct LayersConfig {
 
 LayerNorm read_layer_norm(const Weights& weights, const std::string& name, int64_t dim);
 
+class Layers;
+
+// The layers of one sequence on a device, with the keys and values that it keeps there.
+class DeviceLayers {
+public:
+    virtual ~DeviceLayers() = default;
+
+    // x [n, dim] in place: positions first, first + 1, ..., of which row i sees the positions seen[i]. rope: of these
+    // rows. after: if any, is called when x is the output of each layer.
+    virtual void run(Array& x, const Rope& rope, const std::vector<KeyRange>& seen, int64_t first,
+                     const std::function<void(int64_t layer)>& after) = 0;
+};
+
+// Where layers can be computed besides here (cuda/codec_layers.h).
+class LayersDevice {
+public:
+    virtual ~LayersDevice() = default;
+
+    // capacity: positions whose keys are kept; rows: of one run at most; keeps: false if each run is a whole sequence.
+    using Open = std::function<std::unique_ptr<DeviceLayers>(int64_t capacity, int64_t rows, bool keeps)>;
+    virtual Open load(const Layers& layers) const = 0;  // copies the weights
+};
+
 // What the layers remember of a sequence that is given in parts: the keys and values of its last positions.
 struct LayersMemory {
+    std::unique_ptr<DeviceLayers> device;  // has them, if any
     std::vector<KeyValues> layers;
     int64_t left;         // positions that a query sees behind it at most; -1: all
     int64_t first = 0;    // position of the first key held, a multiple of kLanes
@@ -29,7 +55,13 @@ struct LayersMemory {
 
 class Layers {
 public:
-    Layers(const LayersConfig& config, const Weights& weights);  // weights hold "0.self_attn.q_proj.weight", ...
+    struct Layer {
+        LayerNorm attention_norm, ffn_norm;
+        Linear q, k, v, out, up, down;
+    };
+
+    // weights hold "layers.0.self_attn.q_proj.weight", ...; device: computes the layers, if any.
+    Layers(const LayersConfig& config, const Weights& weights, const LayersDevice* device = nullptr);
 
     // x [n, dim] of one sequence, positions 0..n-1, changed in place. The tap sees "<name>.layer<i>".
     // Returns the output of layer `keep` (1-based), or nothing.
@@ -46,13 +78,9 @@ public:
     void append(const Context& context, Array& x, int64_t settled, LayersMemory& memory) const;
 
     const LayersConfig& config() const { return config_; }
+    const std::vector<Layer>& layers() const { return layers_; }
 
 private:
-    struct Layer {
-        LayerNorm attention_norm, ffn_norm;
-        Linear q, k, v, out, up, down;
-    };
-
     // The keys that n queries from position `first` on see, of keys up to position `end`.
     std::vector<KeyRange> ranges(int64_t first, int64_t n, int64_t left, int64_t end) const;
     void attend(const Context& context, const Layer& layer, const Rope& rope, const std::vector<KeyRange>& ranges,
@@ -61,6 +89,7 @@ private:
 
     LayersConfig config_;
     std::vector<Layer> layers_;
+    LayersDevice::Open open_;  // empty: here
 };
 
 }  // namespace mimo

@@ -1,5 +1,5 @@
-// The inputs of a linear layer, from global memory to shared: RMSNorm if there is one, then rounded as kernels/packed.h
-// says. Every block does this for itself; it costs less than a barrier.
+// The inputs of a linear layer, from global memory to shared: RMSNorm or LayerNorm if there is one, then rounded as
+// kernels/packed.h says. Every block does this for itself; it costs less than a barrier.
 #pragma once
 
 #include "cuda/layout.h"
@@ -10,9 +10,20 @@ namespace mimo::gpu {
 // One row of inputs as the layer sees it. Every thread of the block makes one.
 class NormedRow {
 public:
-    MIMO_DEVICE NormedRow(const LinearJob& job, int64_t row) : x_(job.x + row * job.x_stride), norm_(job.norm) {
+    MIMO_DEVICE NormedRow(const LinearJob& job, int64_t row)
+        : x_(job.x + row * job.x_stride), norm_(job.norm), bias_(job.norm_bias) {
         if (norm_ == nullptr) return;
         norm_cols_ = job.norm_cols;
+        if (bias_ != nullptr) {
+            double sum = 0, squares = 0;
+            for (int i = thread(); i < norm_cols_; i += threads()) sum += x_[i];
+            const double mean = reduce_block(sum, Sum{}) / norm_cols_;
+            for (int i = thread(); i < norm_cols_; i += threads()) squares += (x_[i] - mean) * (x_[i] - mean);
+            squares = reduce_block(squares, Sum{});
+            mean_ = static_cast<float>(mean);
+            scale_ = static_cast<float>(1.0 / square_root(squares / norm_cols_ + job.eps));
+            return;
+        }
         const int segments = job.w.cols / norm_cols_;
         auto* scales = reinterpret_cast<float*>(shared_memory() + kScratchBytes);
         for (int s = 0; s < segments; ++s) {
@@ -32,6 +43,7 @@ public:
 
     MIMO_DEVICE float operator()(int col) const {
         if (norm_ == nullptr) return x_[col];
+        if (bias_ != nullptr) return (x_[col] - mean_) * scale_ * norm_[col] + bias_[col];
         if (scales_ == nullptr) return x_[col] * scale_ * norm_[col];
         return x_[col] * scales_[col / norm_cols_] * norm_[col % norm_cols_];
     }
@@ -39,8 +51,9 @@ public:
 private:
     const float* x_;
     const float* norm_;
+    const float* bias_;
     int norm_cols_ = 0;
-    float scale_ = 0;
+    float scale_ = 0, mean_ = 0;
     const float* scales_ = nullptr;
 };
 

@@ -17,7 +17,7 @@ inline constexpr int kTileRows = 8;    // weight rows that one block computes to
 inline constexpr int kSlabCols = 128;  // columns of a tile that one warp reads at once
 inline constexpr int kHalfTile = kTileRows / 2;
 inline constexpr int kLoadQuads = 8;  // 16-byte loads a lane has in flight
-inline constexpr int kMaxRows = 8;    // positions of one append
+inline constexpr int kMaxRows = 8;    // positions of one append, and of one item of attention
 inline constexpr int kMaxRemoved = 32;
 inline constexpr int kKeyLanes = 32;  // keys side by side in a cache, one a lane
 inline constexpr int kKeyChunk = 64;  // keys of one item of attention
@@ -58,11 +58,12 @@ enum class Finish : int32_t {
     store,       // out[row][n] = y
     accumulate,  // out[row][n] += y
     gate,        // tiles hold 4 gate rows and their 4 up rows: out[row][n] = silu(gate) * up
+    gelu,        // out[row][n] = gelu(y), the exact one
     attend,      // tiles of queries, keys, values: RoPE, then out (queries) and the cache
 };
 
 // Keys and values of one layer. keys [kv_heads, capacity / 32, head_dim, 32], values [kv_heads, capacity, head_dim];
-// capacity is a multiple of 32.
+// capacity is a multiple of kKeyChunk. A ring: position t is at t % capacity.
 struct Cache {
     float* keys;
     float* values;
@@ -76,6 +77,7 @@ struct Heads {
     int32_t value_tiles;  // tiles of a value head: ceil(head_dim / 8)
     const float* cosine;  // [positions, head_dim / 2]
     const float* sine;
+    int32_t call_angles;  // 1: of the call's rows, not of positions 0, 1, ...
 };
 
 // What the levels of a code frame look like.
@@ -93,11 +95,13 @@ struct LinearJob {
     SlabMatrix w;
     const float* x;  // [rows, x_stride]
     int64_t x_stride;
-    int32_t last;       // 1: of x, the request's last row alone
-    const float* norm;  // RMSNorm weights [norm_cols], applied to each norm_cols columns of x; null: none
+    int32_t last;            // 1: of x, the request's last row alone
+    const float* norm;       // RMSNorm weights [norm_cols], applied to each norm_cols columns of x; null: none
+    const float* norm_bias;  // [norm_cols]: it is LayerNorm; null: RMSNorm
     int32_t norm_cols;
     float eps;
     int32_t rows;       // of x; 0: Request::rows
+    int32_t at_once;    // rows whose inputs lie in shared memory together
     Levels levels;      // if any: rows of w are their heads, and only those made at the step are computed
     const float* bias;  // [tiles, 8] or null
     float* out;
@@ -113,16 +117,23 @@ struct LinearJob {
     int32_t unit_tiles;
 };
 
+// Positions [begin, end).
+struct KeySpan {
+    int32_t begin, end;
+};
+
 struct AttentionJob {
     Heads heads;
     Cache cache;
     const float* q;  // [rows, heads * head_dim]
     float* out;      // likewise
     float* parts;    // [rows * heads, chunks, head_dim + 2]: sums of a chunk, its highest score, its total
-    uint32_t* done;  // [kv_heads], zeros between jobs
+    uint32_t* done;  // [kv_heads * ceil(rows / kMaxRows)], zeros between jobs; whole: none
     int32_t rows;
     Clock clock;
-    int32_t causal;  // row i sees keys up to its own; else all keys of the call
+    int32_t causal;       // row i sees keys up to its own; else all keys of the call
+    const KeySpan* seen;  // [rows], what each row sees instead; null: as `causal` says
+    int32_t whole;        // 1: a block goes through all of a row's keys; 0: chunks are spread over blocks
 };
 
 struct TextJob {  // x[row] = the row of its token, unless it is <|empty|>

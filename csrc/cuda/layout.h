@@ -42,7 +42,8 @@ constexpr int64_t linear_bytes(const SlabMatrix& w, int64_t rows, int warps) {
 }
 
 constexpr int64_t attention_bytes(const Heads& h, int64_t rows) {
-    return kReservedBytes + 4 * rows * (h.heads / h.kv_heads) * (h.head_dim + kKeyChunk + 2);
+    rows = rows < kMaxRows ? rows : kMaxRows;
+    return kReservedBytes + 4 * rows * (h.heads / h.kv_heads) * (2 * h.head_dim + kKeyChunk + 3);
 }
 
 constexpr int64_t sample_bytes(int threads) {

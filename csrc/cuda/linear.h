@@ -37,6 +37,10 @@ MIMO_DEVICE float silu(float x) {
     return x / (1.0f + exponential(-x));
 }
 
+MIMO_DEVICE float gelu(float x) {
+    return x / 2 * (1.0f + error_function(x * 0.70710678118654752f));  // 1 / sqrt 2
+}
+
 // What a tile of queries, keys and values holds: of part 0, 1 or 2 the tile `at` of a head.
 struct HeadTile {
     int part, head, at;
@@ -59,7 +63,8 @@ MIMO_DEVICE HeadTile head_tile(const LinearJob& job, int tile) {
 // Rows `pair` and `pair + 4` of a tile are a and b, of input row r at position t.
 MIMO_DEVICE void finish_heads(const LinearJob& job, int tile, int pair, int r, int64_t t, float a, float b) {
     const auto [part, head, at] = head_tile(job, tile);
-    const int64_t dim = job.heads.head_dim, half = dim / 2;
+    const int64_t dim = job.heads.head_dim, half = dim / 2, angle = (job.heads.call_angles ? r : t) * half;
+    t %= job.cache.capacity;
     if (part == 2) {
         const int64_t d = at * kTileRows + pair;
         float* values = job.cache.values + (head * job.cache.capacity + t) * dim;
@@ -69,7 +74,7 @@ MIMO_DEVICE void finish_heads(const LinearJob& job, int tile, int pair, int r, i
     }
     const int64_t d = at * kHalfTile + pair;
     if (d >= half) return;
-    const float cosine = job.heads.cosine[t * half + d], sine = job.heads.sine[t * half + d];
+    const float cosine = job.heads.cosine[angle + d], sine = job.heads.sine[angle + d];
     const float low = a * cosine - b * sine, high = b * cosine + a * sine;
     if (part == 0) {
         float* q = job.out + r * job.out_stride + head * dim;
@@ -100,6 +105,10 @@ MIMO_DEVICE void finish_pair(const LinearJob& job, const Program& program, const
             return finish_heads(job, tile, pair, r, position_of(job.clock, program, call, r), a, b);
         case Finish::gate:
             if (int64_t{tile} * kHalfTile + pair < job.w.rows / 2) out[int64_t{tile} * kHalfTile + pair] = silu(a) * b;
+            return;
+        case Finish::gelu:
+            if (n < job.w.rows) out[n] = gelu(a);
+            if (n + kHalfTile < job.w.rows) out[n + kHalfTile] = gelu(b);
             return;
         case Finish::accumulate:
             if (n < job.w.rows) out[n] += a;
@@ -187,35 +196,43 @@ MIMO_DEVICE_CALL void run_linear(const LinearJob& job, const Program& program, c
 
     wait();
     if (count == 0) return;
-    const int rows = job.rows > 0 ? job.rows : program.request->rows;
+    const int all_rows = job.rows > 0 ? job.rows : program.request->rows;
     char* memory = shared_memory() + kReservedBytes;
-    const Inputs in = read_inputs<planes>(job, job.last ? program.request->rows - 1 : 0, rows, memory);
-    auto* sums = reinterpret_cast<float*>(memory + input_bytes(w, rows));
     const int ring = ring_of(w, warps()), slab_floats = groups_of_slab(w) * kTileRows, row_stride = ring * slab_floats;
-    sync();
-
-    for (int first = 0; first < count; first += round) {
-#pragma unroll
-        for (int u = 0; u < slabs_in_flight; ++u) {
-            const int item = first + u * warps() + warp();
-            if (item >= count) continue;
-            multiply<type, planes>(w, weights[u], scales[u], in, rows, item % w.slabs, sums + item % ring * slab_floats,
-                                   row_stride);
-            if (item + round < count) load(u, item + round);
-        }
+    for (int first_row = 0; first_row < all_rows; first_row += job.at_once) {
+        const int rows = Lowest{}(job.at_once, all_rows - first_row);
+        const bool ends = first_row + rows == all_rows;
+        if (first_row > 0) sync();  // the last rows' memory
+        const Inputs in = read_inputs<planes>(job, job.last ? program.request->rows - 1 : first_row, rows, memory);
+        auto* sums = reinterpret_cast<float*>(memory + input_bytes(w, rows));
         sync();
-        const int done = first / w.slabs, end = Lowest{}(first + round, count) / w.slabs;
-        for (int i = thread(); i < (end - done) * rows * kHalfTile; i += threads()) {
-            const int pair = i % kHalfTile, r = i / kHalfTile % rows, index = done + i / kHalfTile / rows;
-            float a = 0, b = 0;
-            for (int item = index * w.slabs; item < (index + 1) * w.slabs; ++item) {
-                const float* part = sums + r * row_stride + item % ring * slab_floats + pair;
-                for (int g = 0; g < slab_floats; g += kTileRows) {
-                    a += part[g];
-                    b += part[g + kHalfTile];
+        for (int first = 0; first < count; first += round) {
+#pragma unroll
+            for (int u = 0; u < slabs_in_flight; ++u) {
+                const int item = first + u * warps() + warp();
+                if (item >= count) continue;
+                multiply<type, planes>(w, weights[u], scales[u], in, rows, item % w.slabs,
+                                       sums + item % ring * slab_floats, row_stride);
+                if (item + round < count) {
+                    load(u, item + round);
+                } else if (!ends) {
+                    load(u, u * warps() + warp());  // the first again, for the next rows
                 }
             }
-            finish_pair(job, program, call, tile_at(index), pair, r, a, b);
+            sync();
+            const int done = first / w.slabs, end = Lowest{}(first + round, count) / w.slabs;
+            for (int i = thread(); i < (end - done) * rows * kHalfTile; i += threads()) {
+                const int pair = i % kHalfTile, r = i / kHalfTile % rows, index = done + i / kHalfTile / rows;
+                float a = 0, b = 0;
+                for (int item = index * w.slabs; item < (index + 1) * w.slabs; ++item) {
+                    const float* part = sums + r * row_stride + item % ring * slab_floats + pair;
+                    for (int g = 0; g < slab_floats; g += kTileRows) {
+                        a += part[g];
+                        b += part[g + kHalfTile];
+                    }
+                }
+                finish_pair(job, program, call, tile_at(index), pair, first_row + r, a, b);
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ struct CudaRequest {
     const Config& config;
     Weights lm;
     const Pool& pool;
-    std::shared_ptr<const Backend> rest;  // computes what the device does not: the codec
+    std::shared_ptr<const Backend> rest;  // the core, which computes what the device does not
     int device;                           // index
 };
 

@@ -5,86 +5,21 @@
 #include <cstring>
 
 namespace mimo::gpu {
-namespace {
-
-// Shared memory that a job needs.
-int64_t shared_bytes_of(const Job& job, int64_t rows) {
-    const int warps = block_threads() / kWarp;
-    if (job.op == Op::linear) {
-        const int64_t linear = linear_bytes(job.linear.w, job.linear.rows > 0 ? job.linear.rows : rows, warps);
-        return job.linear.unit_tiles > 0 ? std::max(linear, attention_bytes(job.linear.heads, job.attention.rows))
-                                         : linear;
-    }
-    if (job.op == Op::attention) {
-        return attention_bytes(job.attention.heads, job.attention.rows > 0 ? job.attention.rows : rows);
-    }
-    return sample_bytes(block_threads());
-}
-
-Job linear_job(const SlabMatrix& w, const float* x, int64_t x_stride, float* out, int64_t out_stride, Finish finish,
-               int32_t rows) {
-    Job job = {};
-    job.op = Op::linear;
-    job.linear.w = w;
-    job.linear.x = x;
-    job.linear.x_stride = x_stride;
-    job.linear.out = out;
-    job.linear.out_stride = out_stride;
-    job.linear.finish = finish;
-    job.linear.rows = rows;
-    return job;
-}
-
-Job with_norm(Job job, const float* norm, int64_t cols, float eps) {
-    job.linear.norm = norm;
-    job.linear.norm_cols = static_cast<int32_t>(cols);
-    job.linear.eps = eps;
-    return job;
-}
-
-constexpr int64_t round_up_keys(int64_t positions) {
-    return (positions + kKeyChunk - 1) / kKeyChunk * kKeyChunk;
-}
-
-}  // namespace
-
-struct CudaSequence::Buffers {
-    float *x, *q, *mixed, *gated, *parts;
-    uint32_t* done;
-    std::vector<Cache> caches;
-
-    Buffers(Arena& arena, const Qwen2Config& c, int64_t rows, int64_t capacity) {
-        x = arena.take<float>(rows * c.hidden);
-        q = arena.take<float>(rows * c.heads * c.head_dim);
-        mixed = arena.take<float>(rows * c.heads * c.head_dim);
-        gated = arena.take<float>(rows * c.ffn);
-        const int64_t keys = round_up_keys(capacity);
-        parts = arena.take<float>(rows * c.heads * (keys / kKeyChunk) * (c.head_dim + 2));
-        done = arena.take<uint32_t>(c.kv_heads);
-        for (int64_t i = 0; i < c.layers; ++i) {
-            const int64_t floats = c.kv_heads * keys * c.head_dim;
-            caches.push_back({arena.take<float>(floats), arena.take<float>(floats), keys});
-        }
-    }
-};
 
 CudaSequence::CudaSequence(const Config& config, std::shared_ptr<const LmWeights> weights, const Device& device,
                            int64_t capacity)
     : config_(config),
       weights_(std::move(weights)),
       width_(config.lm.group_size * config.lm.audio_channels),
-      rows_(kMaxRows),
+      device_(device),
       request_(static_cast<int64_t>(sizeof(Request)) + kMaxRows * width_ * 4),
       reply_(std::max({static_cast<int64_t>(sizeof(Answer)) + width_ * 4, config.lm.vocab_size * 4,
                        kMaxRows * config.lm.hidden_size * 4, weights_->heads.rows * int64_t{4}})) {
+    if (config.lm.group_size > kMaxRows)
+        throw DeviceError(
+            message("cuda: expected patches of at most ", kMaxRows, " code frames, got ", config.lm.group_size));
     *request_.as<Request>() = {};
     lay_out(capacity);
-    // As many positions at once as shared memory has room for.
-    while (rows_ > 1 && shared_bytes_ > device.shared_bytes) {
-        --rows_;
-        shared_bytes_ = 0;
-        lay_out(capacity);
-    }
     arena_.allocate();
     lay_out(capacity);
     grid_ = grid_of(device, shared_bytes_);
@@ -102,9 +37,9 @@ void CudaSequence::lay_out(int64_t capacity) {
     scores_ = arena_.take<float>(w.heads.rows);
     auto* mass = arena_.take<float>(std::max<int64_t>(lm.vocab_size, w.heads.rows));
     auto* sum = arena_.take<float>(lm.input_local_dim);
-    const Buffers backbone(arena_, w.backbone.config, rows_, capacity);
-    const Buffers encoder(arena_, w.encoder.config, lm.group_size, lm.group_size);
-    const Buffers decoder(arena_, w.decoder.config, 1, lm.local_steps());
+    backbone_ = StackBuffers(arena_, w.backbone, kMaxRows, capacity);
+    const StackBuffers &backbone = backbone_, encoder(arena_, w.encoder, lm.group_size, lm.group_size),
+                       decoder(arena_, w.decoder, 1, lm.local_steps());
     x_ = backbone.x;
     local_ = decoder.x;
 
@@ -115,7 +50,7 @@ void CudaSequence::lay_out(int64_t capacity) {
     jobs.push_back(job);
     add_stack(jobs, w.encoder, encoder, static_cast<int32_t>(lm.group_size), Clock::zero, !lm.input_full_attention);
     job = with_norm(linear_job(w.encoder_down, encoder.x, 0, x_, lm.hidden_size, Finish::store, 1), w.encoder.norm,
-                    lm.input_local_dim, w.encoder.config.eps);
+                    lm.input_local_dim, w.encoder.eps);
     job.linear.out_call = lm.hidden_size;
     jobs.push_back(job);
     encode_ = put(jobs, static_cast<int32_t>(jobs.size()), 0);
@@ -130,7 +65,7 @@ void CudaSequence::lay_out(int64_t capacity) {
 
     const auto after_backbone = [&](const SlabMatrix& matrix, float* out) {
         Job last = with_norm(linear_job(matrix, x_, lm.hidden_size, out, 0, Finish::store, 1), w.backbone.norm,
-                             lm.hidden_size, w.backbone.config.eps);
+                             lm.hidden_size, w.backbone.eps);
         last.linear.last = 1;
         return last;
     };
@@ -147,7 +82,7 @@ void CudaSequence::lay_out(int64_t capacity) {
     enter_ = put(jobs, 1, 0);
     add_stack(jobs, w.decoder, decoder, 1, Clock::step, true);
     job = with_norm(linear_job(w.heads, local_, 0, scores_, 0, Finish::store, 1), w.decoder.norm, lm.local_dim,
-                    w.decoder.config.eps);
+                    w.decoder.eps);
     job.linear.levels = w.levels;
     jobs.push_back(job);
     scores_ready_ = static_cast<int32_t>(jobs.size()) - 1;
@@ -164,46 +99,8 @@ void CudaSequence::lay_out(int64_t capacity) {
     patch_ = put(jobs, 1, static_cast<int32_t>(lm.local_steps()));
 }
 
-// Four jobs a layer where the cache is short, else five; more where queries, keys and values are of several kinds.
-void CudaSequence::add_stack(std::vector<Job>& jobs, const StackWeights& stack, const Buffers& b, int32_t rows,
-                             Clock clock, bool causal) {
-    const Qwen2Config& c = stack.config;
-    const int64_t heads = c.heads * c.head_dim;
-    for (size_t i = 0; i < stack.layers.size(); ++i) {
-        const LayerWeights& layer = stack.layers[i];
-        Job attention = {};
-        attention.op = Op::attention;
-        attention.attention = {.heads = stack.heads,
-                               .cache = b.caches[i],
-                               .q = b.q,
-                               .out = b.mixed,
-                               .parts = b.parts,
-                               .done = b.done,
-                               .rows = rows,
-                               .clock = clock,
-                               .causal = causal ? 1 : 0};
-        for (const QkvPart& part : layer.qkv) {
-            Job job = with_norm(linear_job(part.w, b.x, c.hidden, b.q, heads, Finish::attend, rows),
-                                layer.attention_norm, c.hidden, c.eps);
-            job.linear.bias = part.bias;
-            job.linear.clock = clock;
-            job.linear.heads = stack.heads;
-            job.linear.cache = b.caches[i];
-            job.linear.first_tile = part.first_tile;
-            job.linear.unit_tiles = part.unit_tiles;
-            job.attention = attention.attention;
-            jobs.push_back(job);
-        }
-        if (layer.qkv[0].unit_tiles == 0) jobs.push_back(attention);
-        jobs.push_back(linear_job(layer.o, b.mixed, heads, b.x, c.hidden, Finish::accumulate, rows));
-        jobs.push_back(with_norm(linear_job(layer.gate_up, b.x, c.hidden, b.gated, c.ffn, Finish::gate, rows),
-                                 layer.ffn_norm, c.hidden, c.eps));
-        jobs.push_back(linear_job(layer.down, b.gated, c.ffn, b.x, c.hidden, Finish::accumulate, rows));
-    }
-}
-
-Program CudaSequence::put(const std::vector<Job>& jobs, int32_t before, int32_t steps) {
-    for (const Job& job : jobs) shared_bytes_ = std::max(shared_bytes_, shared_bytes_of(job, rows_));
+Program CudaSequence::put(std::vector<Job>& jobs, int32_t before, int32_t steps) {
+    for (Job& job : jobs) shared_bytes_ = std::max(shared_bytes_, fit(job, kMaxRows, device_));
     auto* to = arena_.take<Job>(std::ssize(jobs));
     if (!arena_.counting()) {
         stream_.copy_in(to, jobs.data(), std::ssize(jobs) * static_cast<int64_t>(sizeof(Job)));
@@ -229,8 +126,8 @@ Array CudaSequence::append(int64_t first, std::span<const int32_t> tokens, std::
                            const Tap& tap) {
     const auto count = std::ssize(tokens);
     Array all(tap ? count : 0, config_.lm.hidden_size);
-    for (int64_t begin = 0; begin < count; begin += rows_) {
-        const int64_t n = std::min<int64_t>(rows_, count - begin);
+    for (int64_t begin = 0; begin < count; begin += kMaxRows) {
+        const int64_t n = std::min<int64_t>(kMaxRows, count - begin);
         read_rows(first + begin, tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(n)),
                   codes.subspan(static_cast<size_t>(begin * width_), static_cast<size_t>(n * width_)));
         if (tap) {
@@ -269,7 +166,7 @@ Array CudaSequence::hidden_of(int32_t row, int32_t rows) {
     stream_.wait();
     Array hidden(rows, cols);
     for (int64_t i = 0; i < rows; ++i) {
-        plain_kernels().rms_norm(reply_.as<float>() + i * cols, weights_->backbone_norm, weights_->backbone.config.eps,
+        plain_kernels().rms_norm(reply_.as<float>() + i * cols, weights_->backbone_norm, weights_->backbone.eps,
                                  hidden.row(i));
     }
     return hidden;
@@ -314,6 +211,53 @@ std::vector<std::vector<float>> CudaSequence::local_step(int64_t step, std::span
         scores.emplace_back(from, from + lm.speech_vocab_size[level]);
     }
     return scores;
+}
+
+// Calls visit(device memory, floats) for all that a conversation of `length` positions is: the last hidden state, then
+// the keys and values of each layer and head.
+template <typename Visit>
+void CudaSequence::visit_saved(int64_t length, Visit visit) const {
+    const Heads& h = weights_->backbone.heads;
+    const int64_t floats = (length + kKeyLanes - 1) / kKeyLanes * kKeyLanes * h.head_dim;
+    visit(x_ + (request_.as<Request>()->rows - 1) * config_.lm.hidden_size, config_.lm.hidden_size);
+    for (const Cache& cache : backbone_.caches) {
+        for (int64_t head = 0; head < h.kv_heads; ++head) {
+            visit(cache.keys + head * cache.capacity * h.head_dim, floats);
+            visit(cache.values + head * cache.capacity * h.head_dim, floats);
+        }
+    }
+}
+
+std::vector<float> CudaSequence::save() const {
+    const Request& request = *request_.as<Request>();
+    std::vector<float> saved;
+    if (request.rows == 0) return saved;
+    visit_saved(request.length + request.rows,
+                [&](const float*, int64_t n) { saved.resize(saved.size() + static_cast<size_t>(n)); });
+    float* to = saved.data();
+    visit_saved(request.length + request.rows, [&](const float* from, int64_t n) {
+        stream_.copy_out(to, from, n * 4);
+        to += n;
+    });
+    stream_.wait();
+    return saved;
+}
+
+void CudaSequence::load(std::span<const float> saved, int64_t length) {
+    auto& request = *request_.as<Request>();
+    request.rows = length > 0 ? 1 : 0;
+    request.length = static_cast<int32_t>(length - request.rows);
+    int64_t expected = 0;
+    if (length > 0) visit_saved(length, [&](const float*, int64_t n) { expected += n; });
+    expect_made("saved floats", {expected}, {std::ssize(saved)});
+    if (length == 0) return;
+    const float* from = saved.data();
+    visit_saved(length, [&](float* to, int64_t n) {
+        stream_.copy_in(to, from, n * 4);
+        from += n;
+    });
+    send();
+    stream_.wait();
 }
 
 std::optional<int32_t> CudaSequence::sample_token(const Sampling& sampling, std::span<const int32_t> removed,
@@ -386,6 +330,7 @@ CudaBackend::CudaBackend(const Config& config, const Weights& weights, const Poo
       index_(device),
       device_(use_device(device)),
       weights_(std::make_shared<LmWeights>(config, Tensors(weights), pool)),
+      layers_(device, pool),
       rest_(std::move(rest)) {}
 
 std::shared_ptr<Sequence> CudaBackend::sequence(int64_t capacity) const {

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "backend/backend.h"
-#include "cuda/weights.h"
+#include "cuda/codec_layers.h"
 
 namespace mimo::gpu {
 
@@ -19,6 +19,8 @@ public:
     std::vector<float> text_logits() override;
     Array local_hidden() override;
     std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap& tap) override;
+    std::vector<float> save() const override;
+    void load(std::span<const float> saved, int64_t length) override;
     std::optional<int32_t> sample_token(const Sampling& sampling, std::span<const int32_t> removed,
                                         const Draw& draw) override;
     std::optional<Codes> decode_patch(const Sampling& sampling, const Draw& draw) override;
@@ -30,23 +32,21 @@ public:
     Times time(int64_t length, int repeats);
 
 private:
-    struct Buffers;  // of one stack
-
     void lay_out(int64_t capacity);
-    void add_stack(std::vector<Job>& jobs, const StackWeights& stack, const Buffers& buffers, int32_t rows, Clock clock,
-                   bool causal);
-    Program put(const std::vector<Job>& jobs, int32_t before, int32_t steps);
+    Program put(std::vector<Job>& jobs, int32_t before, int32_t steps);
     void send();
     void read_rows(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes);
+    template <typename Visit>
+    void visit_saved(int64_t length, Visit visit) const;
     Array hidden_of(int32_t row, int32_t rows);
     void check_answer();
 
     const Config& config_;
     std::shared_ptr<const LmWeights> weights_;
     int64_t width_;  // codes of a patch, G * K
-    int32_t rows_;   // positions appended at once
+    Device device_;
     Arena arena_;
-    Stream stream_;
+    mutable Stream stream_;
     Grid grid_;
     int64_t shared_bytes_ = 0;
 
@@ -55,7 +55,8 @@ private:
     Answer* answer_ = nullptr;
     int32_t* codes_ = nullptr;
     uint32_t* arrived_ = nullptr;
-    float* x_ = nullptr;       // [rows, hidden_size]
+    float* x_ = nullptr;  // [kMaxRows, hidden_size]
+    StackBuffers backbone_;
     float* logits_ = nullptr;  // text
     float* local_ = nullptr;   // [1, local_dim]
     float* scores_ = nullptr;  // of all levels
@@ -67,11 +68,12 @@ private:
 
 class CudaBackend final : public Backend {
 public:
-    // rest: computes what the device does not. config, weights: valid during the call; config outlives this.
+    // rest: the core, whose codec has its layers computed here (layers_device). config, pool: outlive this.
     CudaBackend(const Config& config, const Weights& weights, const Pool& pool, std::shared_ptr<const Backend> rest,
                 int device);
 
     std::shared_ptr<Sequence> sequence(int64_t capacity) const override;
+    const LayersDevice* layers_device() const override { return &layers_; }
     Array encode(const Array& mel, int64_t longest, const Tap& tap) const override;
     std::vector<float> decode(const Codes& codes, const Tap& tap) const override;
 
@@ -80,6 +82,7 @@ private:
     int index_;
     Device device_;
     std::shared_ptr<const LmWeights> weights_;
+    CodecLayers layers_;
     std::shared_ptr<const Backend> rest_;
 };
 

@@ -1,6 +1,7 @@
 // The language model's weights on a device, in one allocation: immutable, shared by all conversations.
 #pragma once
 
+#include <array>
 #include <functional>
 
 #include "cuda/arena.h"
@@ -26,19 +27,54 @@ struct QkvPart {
     int32_t unit_tiles;  // LinearJob::unit_tiles
 };
 
+// Biases are null where a model has none. Qwen2: RMSNorm, `up` is gate_proj and up_proj woven together; the codec:
+// LayerNorm, fc1 and GELU.
 struct LayerWeights {
     std::vector<QkvPart> qkv;
-    SlabMatrix o, gate_up, down;
-    const float* attention_norm;
-    const float* ffn_norm;
+    SlabMatrix o, up, down;
+    const float *o_bias, *up_bias, *down_bias;
+    const float *attention_norm, *attention_norm_bias;
+    const float *ffn_norm, *ffn_norm_bias;
 };
 
 struct StackWeights {
-    Qwen2Config config;
+    int64_t hidden, ffn;
+    float eps;
+    Finish up;  // gate or gelu
     Heads heads;
     std::vector<LayerWeights> layers;
     const float* norm;
 };
+
+// Host weights -> an arena. Goes twice over the same tensors: to count, then, when the arena has memory, to copy.
+class WeightLoader {
+public:
+    WeightLoader(Arena& arena, const Pool& pool) : arena_(arena), pool_(pool) {}
+
+    template <typename T>
+    const T* put(std::span<const T> values) {
+        T* to = arena_.take<T>(std::ssize(values));
+        if (!arena_.counting()) copy(to, values.data(), static_cast<int64_t>(values.size_bytes()));
+        return to;
+    }
+    SlabMatrix put(std::span<const Matrix> sources, std::span<const SourceRow> order, int64_t rows);
+    SlabMatrix put(const Matrix& source) { return put({&source, 1}, rows_in_order(source.rows), source.rows); }
+
+    // short_cache: what belongs to a key head lies together (LinearJob::unit_tiles).
+    std::vector<QkvPart> put_qkv(const std::array<Matrix, 3>& sources, const std::array<Vector, 3>& biases,
+                                 const Heads& heads, bool short_cache);
+
+private:
+    void copy(void* to, const void* from, int64_t bytes);
+
+    Arena& arena_;
+    const Pool& pool_;
+    Stream stream_;
+    std::vector<uint8_t> data_, scales_;
+};
+
+// Sizes of heads, without angles.
+Heads heads_of(int64_t heads, int64_t kv_heads, int64_t head_dim);
 
 class LmWeights {
 public:
@@ -60,8 +96,6 @@ public:
     std::vector<int32_t> first_of_level;  // levels.first, on the host
 
 private:
-    struct Loader;
-
     Arena arena_;
 };
 

@@ -36,7 +36,7 @@ std::shared_ptr<const Backend> backend_of(const Model& model, const Bundle& bund
     if (index < 0) {
         throw InputError(message("open: expected the device cpu, cuda or cuda:INDEX, got '", options.device, "'"));
     }
-    return open_cuda({bundle.config(), bundle.lm(), pool, native, index});
+    return open_cuda({bundle.config(), bundle.lm().with_e4m3(), pool, native, index});
 }
 
 Linear text_head_of(const LmConfig& lm, const Weights& weights) {
@@ -58,7 +58,7 @@ Model::Model(const std::filesystem::path& folder, const OpenOptions& options)
       config(bundle_.config()),
       bundle_json(bundle_.json()),
       mel(config.codec),
-      codec_encoder(config, bundle_.codec().under("encoder")),
+      codec_encoder(config, bundle_.codec().under("encoder"), backend_->layers_device()),
       rvq(config.codec, bundle_.codec().under("encoder").under("quantizer")),
       tokenizer(Tokenizer::parse(bundle_.tokenizer_json())),
       prompts(config, tokenizer),
@@ -67,7 +67,7 @@ Model::Model(const std::filesystem::path& folder, const OpenOptions& options)
       backbone(backbone_config(config.lm), bundle_.lm().under("model")),
       text_head(text_head_of(config.lm, bundle_.lm())),
       patch_decoder(config, bundle_.lm()),
-      codec_decoder(config.codec, bundle_.codec().under("decoder")) {
+      codec_decoder(config.codec, bundle_.codec().under("decoder"), backend_->layers_device()) {
     bundle_.check_all_used();
     if (tokenizer.size() > config.lm.vocab_size) {
         throw BundleError(

@@ -73,8 +73,8 @@ Matrix Weights::matrix(const std::string& name, const std::vector<int64_t>& shap
     const auto border = shape.begin() + static_cast<std::ptrdiff_t>(row_axes);
     const int64_t rows = product(shape.begin(), border), cols = product(border, shape.end());
     const DType type = file_->get(prefix_ + name).type;
-    if (type == DType::i8 || type == DType::i4) return packed(name, rows, cols);
-    if (type == DType::f8_e4m3) return expanded(name, rows, cols);
+    if (type == DType::f8_e4m3 && expands_) return expanded(name, rows, cols);
+    if (type == DType::i8 || type == DType::i4 || type == DType::f8_e4m3) return packed(name, rows, cols);
     if (type != DType::f32 && type != DType::bf16) {
         throw BundleError(message("bundle: expected F32, BF16, I8, U8 or F8_E4M3 for ", prefix_ + name, ", got ",
                                   name_of(type), "; the native core does not read it"));
@@ -119,7 +119,7 @@ Matrix Weights::packed(const std::string& name, int64_t rows, int64_t cols) cons
                                   ", got none; quantise the bundle again"));
     }
     const DType type = file_->get(full).type;
-    const bool wide = type == DType::i8;
+    const bool wide = type != DType::i4;
     const int64_t group = wide ? cols : quantization_->group;
     const auto& tensor = file_->get(full, {parts(rows, kRows), parts(cols, wide ? kBytes : 2 * kBytes), kRows, kBytes});
     const auto& scales = file_->get(full + "_scale", {parts(rows, kRows), parts(cols, group), kRows});

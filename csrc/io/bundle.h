@@ -20,8 +20,19 @@ public:
     explicit Weights(const Safetensors& file, const Quantization* quantization = nullptr, std::string prefix = "")
         : file_(&file), quantization_(quantization), prefix_(std::move(prefix)) {}
 
-    Weights under(const std::string& name) const { return Weights(*file_, quantization_, prefix_ + name + "."); }
+    Weights under(const std::string& name) const {
+        Weights inner = *this;
+        inner.prefix_ += name + ".";
+        return inner;
+    }
     Weights under(const std::string& name, int64_t index) const { return under(name + "." + std::to_string(index)); }
+
+    // The same, with E4M3 weights as they are: for a device that computes with them.
+    Weights with_e4m3() const {
+        Weights copy = *this;
+        copy.expands_ = false;
+        return copy;
+    }
 
     bool has(const std::string& name) const { return file_->find(prefix_ + name) != nullptr; }
 
@@ -37,6 +48,7 @@ private:
     const Safetensors* file_;
     const Quantization* quantization_;
     std::string prefix_;
+    bool expands_ = true;
 };
 
 class Bundle {

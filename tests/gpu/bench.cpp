@@ -1,14 +1,16 @@
 // Times on a GPU, at the released shape, on weights made up on the spot: bandwidth, one barrier, every linear layer,
-// one backbone step, its token, one patch. Prints the report's tables (Markdown).
+// one backbone step, its token, one patch, a layer of the codec. Prints the report's tables (Markdown).
 //
 //   mimo_gpu_bench [--small]     small: a tenth of the layers and the context, to try the program itself
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <string_view>
 
 #include "cuda/sequence.h"
+#include "tiny_model.h"
 
 using namespace mimo;
 using namespace mimo::gpu;
@@ -147,6 +149,7 @@ double linear_us(const Device& device, const MadeUp& made_up, const Layer& layer
     const Memory data(copies * data_bytes(w)), scales(copies * scale_bytes(w));
     const Memory x(rows * layer.cols * 4), y(rows * layer.rows * 4);
     Stream stream;
+    int64_t shared = 0;
     std::vector<Job> jobs;
     for (int64_t i = 0; i < copies; ++i) {
         w.data = data.as<uint8_t>() + i * data_bytes(w);
@@ -161,10 +164,11 @@ double linear_us(const Device& device, const MadeUp& made_up, const Layer& layer
         job.linear.rows = rows;
         job.linear.out = y.as<float>();
         job.linear.out_stride = layer.rows;
+        shared = fit(job, rows, device);
         jobs.push_back(job);
     }
     const List list(jobs, 8);
-    const Grid grid = grid_of(device, linear_bytes(w, rows, block_threads() / kWarp));
+    const Grid grid = grid_of(device, shared);
     return 1e3 * time_of(stream, [&] { stream.run(list.program, 0, grid); }) / static_cast<double>(8 * copies);
 }
 
@@ -182,7 +186,7 @@ int64_t bytes_of_layers(const StackWeights& stack) {
     int64_t bytes = 0;
     for (const LayerWeights& layer : stack.layers) {
         for (const QkvPart& part : layer.qkv) bytes += data_bytes(part.w) + scale_bytes(part.w);
-        for (const SlabMatrix& w : {layer.o, layer.gate_up, layer.down}) bytes += data_bytes(w) + scale_bytes(w);
+        for (const SlabMatrix& w : {layer.o, layer.up, layer.down}) bytes += data_bytes(w) + scale_bytes(w);
     }
     return bytes;
 }
@@ -209,6 +213,22 @@ void time_model(const Device& device, const MadeUp& made_up, const Config& confi
                 recipe.name, append, step, append / step, token, head, token / head, patch, decoder, patch / decoder,
                 append + token + patch, 160 / (append + token + patch));
     std::fflush(stdout);
+}
+
+// Two of the codec's layers in bf16, with the copies there and back: milliseconds a layer for `rows` positions.
+float codec_layer_ms(const LayersConfig& c, const Weights& weights, int64_t rows) {
+    const Pool pool(1);
+    const CodecLayers device(0, pool);
+    const Layers layers(c, weights, &device);
+    LayersMemory memory = layers.memory(c.left, rows);
+    std::vector<float> ms;
+    for (int i = 0; i < 8; ++i) {
+        Array x(rows, c.dim);
+        const auto begin = std::chrono::steady_clock::now();
+        layers.append({pool, plain_kernels()}, x, 0, memory);
+        ms.push_back(std::chrono::duration<float, std::milli>(std::chrono::steady_clock::now() - begin).count());
+    }
+    return median(ms) / static_cast<float>(c.count);
 }
 
 }  // namespace
@@ -273,5 +293,18 @@ int main(int count, char** arguments) {
         if (device.memory_bytes < int64_t{24} << 30 && recipe.backbone == DType::bf16) continue;
         time_model(device, made_up, config, recipe, bandwidth);
     }
+    const LayersConfig codec = {.count = 2,  // of the codec's 32
+                                .dim = small ? 128 : 1280,
+                                .heads = small ? 2 : 20,
+                                .ffn_dim = small ? 512 : 5120,
+                                .causal = true,
+                                .left = 500,
+                                .right = 0,
+                                .rope_theta = 10000};
+    const tiny::Model codec_model(codec, {.type = DType::bf16});
+    std::printf(
+        "\nCodec, a layer of 1280 in bf16, there and back: %.3f ms for 8 positions (a patch), %.3f ms for %d (%d s).\n",
+        codec_layer_ms(codec, codec_model.weights(), 8), codec_layer_ms(codec, codec_model.weights(), small ? 50 : 500),
+        small ? 50 : 500, small ? 1 : 10);
     return 0;
 }

@@ -34,7 +34,7 @@ gpu::Job linear_job(const gpu::SlabMatrix& w, const Buffer<float>& x, const Buff
     job.linear.w = w;
     job.linear.x = x.data();
     job.linear.x_stride = w.cols;
-    job.linear.rows = static_cast<int32_t>(rows);
+    job.linear.rows = job.linear.at_once = static_cast<int32_t>(rows);
     job.linear.out = y.data();
     job.linear.out_stride = w.rows;
     return job;
@@ -107,6 +107,26 @@ TEST(device_linear_of_integers_has_the_bits_of_its_twin) {
                 const packing::Packed narrow = packing::pack(w32, out, in, DType::i4, group, bits);
                 CHECK(device_linear(narrow.view(), x, rows, bias) == core_linear(narrow.view(), x, rows, bias));
             }
+        }
+    }
+}
+
+TEST(device_linear_does_not_depend_on_how_many_rows_are_computed_at_once) {
+    const int64_t rows = 11, cols = 140;
+    const std::vector<float> weights = noise(40 * cols, 3), x = noise(rows * cols, 4);
+    for (const auto type : {DType::f32, DType::i8}) {
+        const packing::Packed packed(packing::pack(weights, 40, cols, DType::i8, cols, 16));
+        const Slabs slabs(type == DType::f32 ? Matrix{.data = weights.data(), .rows = 40, .cols = cols}
+                                             : packed.view());
+        const Buffer<float> in(x);
+        std::vector<float> expected;
+        for (const int at_once : {11, 4, 1}) {
+            const Buffer<float> out(rows * 40, NAN);
+            gpu::Job job = linear_job(slabs.w, in, out, rows);
+            job.linear.at_once = at_once;
+            on_device::run(job, gpu::linear_bytes(slabs.w, at_once, warps()));
+            if (expected.empty()) expected = out.read();
+            CHECK(out.read() == expected);
         }
     }
 }
@@ -255,7 +275,8 @@ TEST(device_attention_equals_its_twin) {
                             .pair_tiles = static_cast<int32_t>((c.dim / 2 + 3) / 4),
                             .value_tiles = static_cast<int32_t>((c.dim + 7) / 8),
                             .cosine = cosine.data(),
-                            .sine = sine.data()};
+                            .sine = sine.data(),
+                            .call_angles = 0};
         job.linear.cache = {device_keys.data(), device_values.data(), capacity};
         gpu::Request request = {};
         request.length = static_cast<int32_t>(c.before);
@@ -273,8 +294,11 @@ TEST(device_attention_equals_its_twin) {
                             .done = done.data(),
                             .rows = static_cast<int32_t>(c.rows),
                             .clock = gpu::Clock::request,
-                            .causal = c.causal ? 1 : 0};
-        for (int again = 0; again < 2; ++again) {  // the counters are ready for the next job
+                            .causal = c.causal ? 1 : 0,
+                            .seen = nullptr,
+                            .whole = 0};
+        for (int again = 0; again < 3; ++again) {  // the counters are ready for the next job
+            attend.attention.whole = again == 2 ? 1 : 0;
             on_device::run(attend, gpu::attention_bytes(job.linear.heads, c.rows), request);
             CHECK(close(out.read(), expected.data, 2e-5f));
         }

@@ -77,7 +77,8 @@ Positions some_positions(const Config& config, int64_t count, uint32_t seed) {
 std::shared_ptr<Sequence> device_sequence(const tiny::Model& model, int64_t capacity) {
     const Pool pool(1);
     const gpu::Device device = gpu::use_device(0);
-    const auto weights = std::make_shared<gpu::LmWeights>(model.config(), gpu::Tensors(model.weights()), pool);
+    const auto weights =
+        std::make_shared<gpu::LmWeights>(model.config(), gpu::Tensors(model.weights().with_e4m3()), pool);
     return std::make_shared<gpu::CudaSequence>(model.config(), weights, device, capacity);
 }
 
@@ -134,4 +135,65 @@ TEST(device_model_equals_the_core_int8) {
 }
 TEST(device_model_equals_the_core_int4) {
     compare({.type = DType::i4, .bits = 16, .group = 32}, 1e-3);
+}
+TEST(device_model_equals_the_core_e4m3) {  // which computes with the same weights as floats
+    compare({.type = DType::f8_e4m3}, 2e-5);
+}
+
+// Three conversations on one device take turns: each goes as it would alone, also when it is saved and goes on
+// elsewhere, or takes back what it read.
+TEST(device_conversations_do_not_meet) {
+    const tiny::Model model(tiny::config(), {.type = DType::i8, .bits = 16});
+    const Config& config = model.config();
+    const Pool pool(1);
+    const auto weights = std::make_shared<gpu::LmWeights>(config, gpu::Tensors(model.weights().with_e4m3()), pool);
+    const auto open = [&](int64_t capacity) {
+        return std::make_shared<gpu::CudaSequence>(config, weights, gpu::use_device(0), capacity);
+    };
+    const auto width = static_cast<size_t>(config.lm.group_size * config.lm.audio_channels);
+    const auto read = [&](Sequence& sequence, const Positions& what, size_t first, size_t count) {
+        const std::span<const int32_t> tokens = what.tokens, codes = what.codes;
+        sequence.append(static_cast<int64_t>(first), tokens.subspan(first, count),
+                        codes.subspan(first * width, count * width), {});
+    };
+    const auto answer = [&](Sequence& sequence) {
+        const Draw draw = {.seed = 5, .stream = 1, .position = 9};
+        std::vector<int32_t> made = sequence.decode_patch({.sample = true, .top_p = 0.9f}, draw).value_or(Codes()).data;
+        made.push_back(sequence.sample_token({.sample = true}, {}, draw).value_or(-1));
+        return made;
+    };
+    std::vector<Positions> prompts;
+    std::vector<std::vector<int32_t>> alone;
+    for (uint32_t i = 0; i < 3; ++i) {
+        prompts.push_back(some_positions(config, 12, 20 + i));
+        const auto sequence = open(70);
+        read(*sequence, prompts[i], 0, 12);
+        alone.push_back(answer(*sequence));
+    }
+    CHECK(alone[0] != alone[1]);
+    const auto a = open(70), b = open(130), c = open(70);
+    read(*a, prompts[0], 0, 5);
+    read(*b, prompts[1], 0, 12);
+    read(*c, prompts[0], 0, 9);  // c reads another prompt first, and takes it back
+    read(*a, prompts[0], 5, 7);
+    read(*c, prompts[2], 0, 12);
+    CHECK(answer(*a) == alone[0]);
+    CHECK(answer(*c) == alone[2]);
+    CHECK(answer(*b) == alone[1]);
+
+    const auto d = open(200);  // of another capacity
+    read(*d, prompts[2], 0, 3);
+    const std::vector<float> saved = a->save();
+    d->load(saved, 12);
+    CHECK(d->text_logits() == a->text_logits());
+    CHECK(answer(*d) == alone[0]);
+    CHECK(d->save() == saved);
+    read(*d, prompts[0], 7, 5);
+    CHECK(answer(*d) == alone[0]);
+    CHECK_THROWS(d->load(std::span(saved).first(saved.size() - 1), 12), DeviceError, "saved floats");
+    const auto fresh = open(70);
+    fresh->load({}, 0);
+    CHECK(fresh->save().empty());
+    read(*fresh, prompts[1], 0, 12);
+    CHECK(answer(*fresh) == alone[1]);
 }

@@ -1,5 +1,5 @@
-// A language model of random weights at sizes that no release has, in a file of its own: for comparing a device with
-// the core.
+// Random weights at sizes that no release has, in a file of their own, for comparing a device with the core: a language
+// model, or layers of the codec.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 #include <random>
 #include <sstream>
 
-#include "io/bundle.h"
+#include "codec/layers.h"
 #include "lm/qwen2.h"
 #include "packing.h"
 
@@ -44,7 +44,7 @@ inline mimo::Config config() {
     return config;
 }
 
-// Every tensor of the language model. How its matrices are stored: f32, bf16, i8, i4.
+// Every tensor of the language model. How its matrices are stored: f32, bf16, i8, i4, f8_e4m3 (random bytes).
 struct Format {
     mimo::DType type = mimo::DType::f32;
     int bits = 16;  // of inputs
@@ -72,6 +72,27 @@ public:
             const std::string n = std::to_string(level);
             matrix("speech_embeddings." + n + ".weight", codes, lm.input_local_dim, {});
             matrix("local_transformer_lm_heads." + n + ".weight", codes, lm.local_dim, format);
+        }
+        write();
+    }
+    explicit Model(const mimo::LayersConfig& c, Format format, uint32_t seed = 1) : config_(), random_(seed) {
+        config_.quantization =
+            mimo::Quantization{.recipe = "tiny", .group = format.group, .activation_bits = {{"", format.bits}}};
+        for (int64_t i = 0; i < c.count; ++i) {
+            const std::string layer = "layers." + std::to_string(i) + ".";
+            for (const char* norm : {"self_attn_layer_norm", "final_layer_norm"}) {
+                vector(layer + norm + ".weight", c.dim);
+                vector(layer + norm + ".bias", c.dim);
+            }
+            for (const char* name : {"q", "k", "v", "out"}) {
+                const std::string full = layer + "self_attn." + name + "_proj.";
+                matrix(full + "weight", c.dim, c.dim, format);
+                if (*name != 'k') vector(full + "bias", c.dim);
+            }
+            matrix(layer + "fc1.weight", c.ffn_dim, c.dim, format);
+            vector(layer + "fc1.bias", c.ffn_dim);
+            matrix(layer + "fc2.weight", c.dim, c.ffn_dim, format);
+            vector(layer + "fc2.bias", c.dim);
         }
         write();
     }
@@ -125,6 +146,18 @@ private:
                 const auto packed = packing::pack(values, rows, cols, format.type, cols, format.bits);
                 add(name, "I8", {parts(rows, 16), parts(cols, 4), 16, 4}, packed.data);
                 return add(name + "_scale", "F32", {parts(rows, 16), 1, 16}, packed.scales);
+            }
+            case mimo::DType::f8_e4m3: {
+                std::vector<uint8_t> bytes(static_cast<size_t>(parts(rows, 16) * parts(cols, 4) * 64));
+                for (uint8_t& byte : bytes) {  // magnitudes up to 1.75
+                    byte = static_cast<uint8_t>(random_());
+                    byte = static_cast<uint8_t>((byte & 0x80) | (byte & 0x7F) % 0x3F);
+                }
+                std::vector<float> scales(static_cast<size_t>(parts(rows, 16) * 16));
+                for (float& scale : scales)
+                    scale = 2.0f / std::sqrt(static_cast<float>(cols)) * (1 + static_cast<float>(random_() % 8) / 8);
+                add(name, "F8_E4M3", {parts(rows, 16), parts(cols, 4), 16, 4}, bytes);
+                return add(name + "_scale", "F32", {parts(rows, 16), 1, 16}, scales);
             }
             case mimo::DType::i4: {
                 const auto packed = packing::pack(values, rows, cols, format.type, format.group, format.bits);

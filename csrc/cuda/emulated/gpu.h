@@ -75,6 +75,9 @@ inline float round_even(float x) {
 inline float exponential(float x) {
     return std::exp(x);
 }
+inline float error_function(float x) {
+    return std::erf(x);
+}
 inline double exponential(double x) {
     return std::exp(x);
 }

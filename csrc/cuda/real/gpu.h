@@ -68,6 +68,9 @@ MIMO_DEVICE float round_even(float x) {
 MIMO_DEVICE float exponential(float x) {
     return expf(x);
 }
+MIMO_DEVICE float error_function(float x) {
+    return erff(x);
+}
 MIMO_DEVICE double exponential(double x) {
     return exp(x);
 }
