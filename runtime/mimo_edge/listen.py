@@ -29,20 +29,27 @@ BLOCK_S = 0.01  # of the microphone and the loudspeaker
 LOST_S = 0.2  # after which a microphone that gives nothing is heard as silence
 LOUD = 0.02  # a file's speech ends where it is this loud for the last time
 GAP_S = 0.6  # of silence before a simulated person speaks
+QUIET_DB = -70.0  # of full scale: the noise of a simulated room
+NOISE_S = 20  # of noise before it comes again
 
 
 class FilesAsMicrophone:
     """People who wait for their turn: each file is played once the taker waits, or into an answer.
 
     minutes: how long the files are played over and over, None = each once. interrupt_s: seconds of an answer after
-    which every second file begins, None = nobody interrupts.
+    which every second file begins, None = nobody interrupts. noise_db: of the room, dB of full scale.
     """
 
     def __init__(
-        self, waves: list[Wave], rate_hz: int, minutes: float | None = None, interrupt_s: float | None = None
+        self,
+        waves: list[Wave],
+        rate_hz: int,
+        minutes: float | None = None,
+        interrupt_s: float | None = None,
+        noise_db: float = QUIET_DB,
     ) -> None:
         self._waves, self._rate_hz, self._minutes, self._interrupt_s = waves, rate_hz, minutes, interrupt_s
-        self._room = np.random.default_rng(0)
+        self._noise, self._at = _pink(NOISE_S * rate_hz) * np.float32(10 ** (noise_db / 20)), 0
         self.said = 0
         """Files that were played."""
         self.cut_off = 0
@@ -81,7 +88,17 @@ class FilesAsMicrophone:
         return self.said < len(self._waves) if self._minutes is None else seconds < 60 * self._minutes
 
     def _silence(self, size: int) -> Wave:
-        return self._room.normal(0, 3e-4, size).astype(np.float32)  # a quiet room
+        self._at = (self._at + size) % (len(self._noise) - size)
+        return self._noise[self._at : self._at + size].copy()
+
+
+def _pink(samples: int) -> Wave:
+    """Noise with as much power in every octave above 20 Hz as in any other, float32 [samples], mean power 1."""
+    spectrum = np.fft.rfft(np.random.default_rng(0).normal(size=samples))
+    spectrum[1:] /= np.sqrt(np.maximum(np.arange(1, len(spectrum)), 20 * NOISE_S))
+    spectrum[0] = 0
+    noise = np.fft.irfft(spectrum, samples)
+    return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
 
 
 class RealTime:
@@ -169,7 +186,7 @@ def run(arguments: argparse.Namespace) -> int:
     _warm_up(talk)
     clock = FastTime() if arguments.fast else RealTime()
     loudspeaker = Loudspeaker(model.rate_hz, clock.now)
-    files = FilesAsMicrophone(waves, arguments.rate, arguments.minutes, arguments.interrupt)
+    files = FilesAsMicrophone(waves, arguments.rate, arguments.minutes, arguments.interrupt, arguments.noise)
     show = _Show(files if arguments.simulate else None, quiet=arguments.json)
     turn_options = TurnOptions(end_s=arguments.end, half_duplex=arguments.half_duplex)
     taker = TurnTaker(
@@ -192,7 +209,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.simulate:
         report |= {"said": files.said, "cut_off": files.cut_off}
     if arguments.fast:
-        report |= {"latency_ms": {}, "cancel_to_silence_ms": [], "simulated_s": round(clock.now(), 1)}
+        detect = {"detect": report["latency_ms"]["detect"]}  # the rest takes no time here
+        report |= {"latency_ms": detect, "cancel_to_silence_ms": [], "simulated_s": round(clock.now(), 1)}
     if arguments.report:
         latency.write(arguments.report, report, taker.turns)
     if arguments.plot:
@@ -252,11 +270,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--simulate", nargs="+", metavar="FILE", help="files that speak in real time as the microphone")
     parser.add_argument("--minutes", type=float, metavar="M", help="with --simulate: the files over and over, so long")
     parser.add_argument(
-        "--fast", action="store_true", help="with --simulate: as if computing took no time; says nothing of latency"
+        "--fast", action="store_true", help="with --simulate: as if computing took no time; finds turns, not latencies"
     )
     parser.add_argument(
         "--interrupt", type=float, metavar="S", help="every second file speaks S seconds into an answer"
     )
+    parser.add_argument("--noise", type=float, default=QUIET_DB, metavar="DB", help="of the simulated room (pink)")
     parser.add_argument("--rate", type=int, default=16000, metavar="HZ", help="of the simulated microphone")
     parser.add_argument("-o", "--out", type=Path, help="with --simulate: write what the loudspeaker played")
     parser.add_argument("--system", metavar="TEXT", help="who the model is to be")
