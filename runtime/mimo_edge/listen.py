@@ -89,7 +89,8 @@ class FilesAsMicrophone:
 
     def _silence(self, size: int) -> Wave:
         self._at = (self._at + size) % (len(self._noise) - size)
-        return self._noise[self._at : self._at + size].copy()
+        noise: Wave = self._noise[self._at : self._at + size].copy()
+        return noise
 
 
 def _pink(samples: int) -> Wave:
@@ -98,7 +99,8 @@ def _pink(samples: int) -> Wave:
     spectrum[1:] /= np.sqrt(np.maximum(np.arange(1, len(spectrum)), 20 * NOISE_S))
     spectrum[0] = 0
     noise = np.fft.irfft(spectrum, samples)
-    return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
+    noise_0_db: Wave = (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
+    return noise_0_db
 
 
 class RealTime:
