@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from mimo_edge.export.random_checkpoint import released_config
 from mimo_edge.export.safetensors_io import SafetensorsWriter
 from mimo_edge.export.tensor_table import is_transposed_conv
 from mimo_edge.quantize.calibration import Calibration
-from mimo_edge.quantize.conversations import Clip, Conversation, conversations, follow, shipped_clips
+from mimo_edge.quantize.conversations import GREEDY, Clip, Conversation, conversations, follow, shipped_clips
 from mimo_edge.quantize.evaluate import Agreement, Likeness, Report, evaluate
 from mimo_edge.quantize.judge import word_errors
 from mimo_edge.quantize.plan import advice, device, devices, needs, stored_bytes
@@ -234,3 +236,24 @@ def test_plan_counts_the_bytes_of_a_bundle(tiny_bundle: Path) -> None:
         for name, info in part.file.tensors.items():
             if info.dtype != "F32" or len(info.shape) <= 1:
                 assert planned[name] == info.nbytes
+
+
+def test_plan_knows_what_stays_in_memory(tmp_path: Path) -> None:
+    """Weights of the demo that are resident once every stage has run, as the system counts them: within 5 %."""
+    shutil.copytree(mimo_edge.demo_bundle(), tmp_path / "bundle")
+    model = mimo_edge.load(tmp_path / "bundle", threads=1)
+    core, facts = model.engine.core, model.engine.facts
+    codes = core.encode(np.random.default_rng(0).normal(0, 0.1, model.rate_hz).astype(np.float32))[: facts.levels]
+    codes = np.ascontiguousarray(codes[:, : codes.shape[1] // facts.group * facts.group])
+    core.decode(codes)
+    state = mimo_edge._core.State(core, 0, 0, 64)
+    state.prefill(np.concatenate([np.full((1, codes.shape[1]), facts.tokens["empty"], np.int32), codes]))
+    state.text_logits()
+    state.decode_patch(GREEDY)
+    resident, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            counts = str(tmp_path) in line
+        elif counts and line.startswith("Rss:"):
+            resident += 1024 * int(line.split()[1])
+    assert resident == pytest.approx(needs(model.config, None, 64).weights, rel=0.05)
