@@ -164,9 +164,11 @@ MIMO_DEVICE void multiply(const SlabMatrix& w, const Quad (&weights)[loads_of(ty
     }
 }
 
-// wait: called once, when the first weights are on their way; what it waits for are the inputs.
+// Input rows [first_row, first_row + rows). wait: called when the first weights are on their way; what it waits for are
+// the inputs and the memory they go to.
 template <WeightType type, int planes, typename Wait>
-MIMO_DEVICE_CALL void run_linear(const LinearJob& job, const Program& program, const Call& call, Wait wait) {
+MIMO_DEVICE_CALL void run_rows(const LinearJob& job, const Program& program, const Call& call, int first_row, int rows,
+                               Wait wait) {
     constexpr int loads = loads_of(type), slabs_in_flight = kLoadQuads / loads;
     const SlabMatrix w = job.w;
     const Tiles all = tiles_of(job, call.step);
@@ -195,64 +197,67 @@ MIMO_DEVICE_CALL void run_linear(const LinearJob& job, const Program& program, c
     }
 
     wait();
-    if (count == 0) return;
-    const int all_rows = job.rows > 0 ? job.rows : program.request->rows;
+    if (count == 0 || rows == 0) return;
     char* memory = shared_memory() + kReservedBytes;
+    const Inputs in = read_inputs<planes>(job, job.last ? program.request->rows - 1 : first_row, rows, memory);
+    auto* sums = reinterpret_cast<float*>(memory + input_bytes(w, rows));
     const int ring = ring_of(w, warps()), slab_floats = groups_of_slab(w) * kTileRows, row_stride = ring * slab_floats;
-    for (int first_row = 0; first_row < all_rows; first_row += job.at_once) {
-        const int rows = Lowest{}(job.at_once, all_rows - first_row);
-        const bool ends = first_row + rows == all_rows;
-        if (first_row > 0) sync();  // the last rows' memory
-        const Inputs in = read_inputs<planes>(job, job.last ? program.request->rows - 1 : first_row, rows, memory);
-        auto* sums = reinterpret_cast<float*>(memory + input_bytes(w, rows));
-        sync();
-        for (int first = 0; first < count; first += round) {
+    sync();
+
+    for (int first = 0; first < count; first += round) {
 #pragma unroll
-            for (int u = 0; u < slabs_in_flight; ++u) {
-                const int item = first + u * warps() + warp();
-                if (item >= count) continue;
-                multiply<type, planes>(w, weights[u], scales[u], in, rows, item % w.slabs,
-                                       sums + item % ring * slab_floats, row_stride);
-                if (item + round < count) {
-                    load(u, item + round);
-                } else if (!ends) {
-                    load(u, u * warps() + warp());  // the first again, for the next rows
+        for (int u = 0; u < slabs_in_flight; ++u) {
+            const int item = first + u * warps() + warp();
+            if (item >= count) continue;
+            multiply<type, planes>(w, weights[u], scales[u], in, rows, item % w.slabs, sums + item % ring * slab_floats,
+                                   row_stride);
+            if (item + round < count) load(u, item + round);
+        }
+        sync();
+        const int done = first / w.slabs, end = Lowest{}(first + round, count) / w.slabs;
+        for (int i = thread(); i < (end - done) * rows * kHalfTile; i += threads()) {
+            const int pair = i % kHalfTile, r = i / kHalfTile % rows, index = done + i / kHalfTile / rows;
+            float a = 0, b = 0;
+            for (int item = index * w.slabs; item < (index + 1) * w.slabs; ++item) {
+                const float* part = sums + r * row_stride + item % ring * slab_floats + pair;
+                for (int g = 0; g < slab_floats; g += kTileRows) {
+                    a += part[g];
+                    b += part[g + kHalfTile];
                 }
             }
-            sync();
-            const int done = first / w.slabs, end = Lowest{}(first + round, count) / w.slabs;
-            for (int i = thread(); i < (end - done) * rows * kHalfTile; i += threads()) {
-                const int pair = i % kHalfTile, r = i / kHalfTile % rows, index = done + i / kHalfTile / rows;
-                float a = 0, b = 0;
-                for (int item = index * w.slabs; item < (index + 1) * w.slabs; ++item) {
-                    const float* part = sums + r * row_stride + item % ring * slab_floats + pair;
-                    for (int g = 0; g < slab_floats; g += kTileRows) {
-                        a += part[g];
-                        b += part[g + kHalfTile];
-                    }
-                }
-                finish_pair(job, program, call, tile_at(index), pair, first_row + r, a, b);
-            }
+            finish_pair(job, program, call, tile_at(index), pair, first_row + r, a, b);
         }
     }
 }
 
 template <typename Wait>
-MIMO_DEVICE void run_linear(const LinearJob& job, const Program& program, const Call& call, Wait wait) {
+MIMO_DEVICE void run_rows(const LinearJob& job, const Program& program, const Call& call, int first_row, int rows,
+                          Wait wait) {
     switch (job.w.type) {
         case WeightType::f32:
-            return run_linear<WeightType::f32, 0>(job, program, call, wait);
+            return run_rows<WeightType::f32, 0>(job, program, call, first_row, rows, wait);
         case WeightType::bf16:
-            return run_linear<WeightType::bf16, 0>(job, program, call, wait);
+            return run_rows<WeightType::bf16, 0>(job, program, call, first_row, rows, wait);
         case WeightType::fp8:
-            return run_linear<WeightType::fp8, 0>(job, program, call, wait);
+            return run_rows<WeightType::fp8, 0>(job, program, call, first_row, rows, wait);
         case WeightType::int8:
-            if (job.w.planes == 1) return run_linear<WeightType::int8, 1>(job, program, call, wait);
-            return run_linear<WeightType::int8, 2>(job, program, call, wait);
+            if (job.w.planes == 1) return run_rows<WeightType::int8, 1>(job, program, call, first_row, rows, wait);
+            return run_rows<WeightType::int8, 2>(job, program, call, first_row, rows, wait);
         case WeightType::int4:
-            if (job.w.planes == 1) return run_linear<WeightType::int4, 1>(job, program, call, wait);
-            return run_linear<WeightType::int4, 2>(job, program, call, wait);
+            if (job.w.planes == 1) return run_rows<WeightType::int4, 1>(job, program, call, first_row, rows, wait);
+            return run_rows<WeightType::int4, 2>(job, program, call, first_row, rows, wait);
     }
+}
+
+// All rows, as many at once as the host found room for.
+template <typename Wait>
+MIMO_DEVICE void run_linear(const LinearJob& job, const Program& program, const Call& call, Wait wait) {
+    const int all = job.rows > 0 ? job.rows : program.request->rows;
+    int first = 0;
+    do {
+        run_rows(job, program, call, first, Lowest{}(job.at_once, all - first), wait);
+        first += job.at_once;
+    } while (first < all);
 }
 
 }  // namespace mimo::gpu

@@ -1,4 +1,14 @@
 // Runs a list of jobs: the body of the one kernel.
+//
+//   job           kernel        twin on the CPU                             test (tests/gpu)
+//   Op::linear    linear.h      kernels/packed.h, ops.h linear + finish      device_linear_*, device_gate_*
+//   Op::attention attention.h   ops.h attention                              device_attention_*, device_codec_*
+//   Op::text      embed.h       ops.h add_row                                device_model_*
+//   Op::codes     embed.h       lm/patch.h SpeechEmbeddings                  device_model_*
+//   Op::sample    sample.h      lm/sampler.h                                 device_sampler_*
+//   (apart)       rvq.h         codec/rvq.h                                  device_rvq_*
+//   lists         sequence.cpp  engine/native.cpp                            device_model_*, device_conversations_*
+//                 codec_layers  codec/layers.cpp                             device_codec_*
 #pragma once
 
 #include "cuda/attention.h"

@@ -63,7 +63,7 @@ TEST(a_patch_does_not_depend_on_the_device) {
     CHECK(patch_on({.blocks = 2, .threads = 32, .order = 5}) == expected);  // in a random order
     CHECK(patch_on({.blocks = 5, .threads = 96, .order = 6}) == expected);  // more blocks, warps that do not divide
     CHECK(patch_on({.blocks = 2, .cooperative = false}) == expected);       // a launch a job
-    CHECK(patch_on({.blocks = 1, .shared_bytes = 10 << 10}) == expected);    // one position at a time
+    CHECK(patch_on({.blocks = 1, .shared_bytes = 10 << 10}) == expected);   // one position at a time
     CHECK_THROWS(patch_on({.shared_bytes = 1 << 10}), DeviceError, "shared memory");
     gpu::emulation() = {};
 }

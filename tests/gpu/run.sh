@@ -101,7 +101,7 @@ note "## Clean"
 note ""
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck; do
-        for part in linear attention sampler rvq; do
+        for part in linear attention sampler rvq codec; do
             check "compute-sanitizer $tool: $part" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/mimo_gpu_tests" "device_$part"
         done
     done
