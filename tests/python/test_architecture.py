@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # base <- io, kernels, backend <- codec | lm <- engine <- capi, bindings
 BELOW = {"base": set(), "io": {"base"}, "kernels": {"base"}, "backend": {"base"}}
 BELOW["codec"] = BELOW["lm"] = {"base", "io", "kernels", "backend"}
-BELOW["cuda"] = {*BELOW["codec"], "lm"}
+BELOW["cuda"] = {*BELOW["codec"], "codec", "lm"}
 BELOW["engine"] = {*BELOW["codec"], "codec", "lm", "cuda"}
 BELOW["capi"] = BELOW["bindings"] = {*BELOW["engine"], "engine"}
 
