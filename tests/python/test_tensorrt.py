@@ -1,4 +1,5 @@
-"""TensorRT compiles every graph ahead of time, without a GPU: float16, SM 86 (Orin's stand-in), 89 and 120.
+"""TensorRT compiles every graph ahead of time, without a GPU: float16 for SM 86 (Orin's stand-in), 89 and 120;
+quantised by `edge` for SM 86, by `fp8` for SM 89, the first that has E4M3.
 
 The model has the released head widths (128, 64, 16), on which it depends whether TensorRT has a kernel, and few layers.
 """
@@ -24,14 +25,17 @@ import onnx  # noqa: E402
 
 from mimo_edge import InputError  # noqa: E402
 from mimo_edge.engines import check_identity, load_tensorrt  # noqa: E402
+from mimo_edge.export.bundle import Bundle  # noqa: E402
 from mimo_edge.export.bundle_writer import write_bundle  # noqa: E402
 from mimo_edge.export.checkpoint import RandomCheckpoint  # noqa: E402
 from mimo_edge.export.onnx import cli as onnx_cli  # noqa: E402
 from mimo_edge.export.onnx.trt import build_engine  # noqa: E402
 from mimo_edge.export.onnx.writer import export_onnx  # noqa: E402
 from mimo_edge.export.random_checkpoint import _SHAPE_7B  # noqa: E402
+from mimo_edge.quantize.quantizer import quantize  # noqa: E402
+from mimo_edge.quantize.recipe import Recipe  # noqa: E402
 
-TARGETS = (86, 89, 120)
+TARGETS = {"float opset24": (86, 89, 120), "float opset21": (86,), "edge opset24": (86,), "fp8 opset24": (89,)}
 STAGES = ("codec_encoder", "codec_decoder", "patch_encoder", "backbone", "patch_decoder_step")
 SHAPE = {
     "lm": _SHAPE_7B["lm"]
@@ -56,21 +60,34 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def exports(export: Path) -> dict[str, Path]:
+    """By recipe, the folder of graphs."""
+    folders = {"float": export}
+    for name in ("edge", "fp8"):
+        bundle, folders[name] = export.parent / name, export.parent / f"graphs of {name}"
+        quantize(Bundle.open(export.parent / "bundle", "test"), Recipe.read(name), bundle)
+        export_onnx(bundle, folders[name], dtype="f16", flavours=("opset24",))
+    return folders
+
+
+@pytest.fixture(scope="module")
 def table() -> dict[tuple[str, str], dict[int, int]]:
-    """(stage, flavour) -> SM -> bytes of the engine; printed at the end."""
+    """(stage, recipe and flavour) -> SM -> bytes of the engine; printed at the end."""
     return {}
 
 
-@pytest.mark.parametrize("flavour", ["opset24", "opset21"])
+@pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_compiles(
-    export: Path, tmp_path: Path, table: dict[tuple[str, str], dict[int, int]], stage: str, flavour: str
+    exports: dict[str, Path], tmp_path: Path, table: dict[tuple[str, str], dict[int, int]], stage: str, kind: str
 ) -> None:
-    described = json.loads((export / "export.json").read_bytes())
+    recipe, flavour = kind.split()
+    folder = exports[recipe]
+    described = json.loads((folder / "export.json").read_bytes())
     (entry,) = (g for g in described["graphs"] if (g["stage"], g["flavour"]) == (stage, flavour))
-    sizes = table.setdefault((stage, flavour), {})
-    for sm in TARGETS:
-        engine = build_engine(export, entry, described, sm, tmp_path)
+    sizes = table.setdefault((stage, kind), {})
+    for sm in TARGETS[kind]:
+        engine = build_engine(folder, entry, described, sm, tmp_path)
         sizes[sm] = engine.size
         assert engine.path.stat().st_size == engine.size > 0
         trt = load_tensorrt()
@@ -80,12 +97,17 @@ def test_compiles(
 
 
 def test_prints_the_sizes(table: dict[tuple[str, str], dict[int, int]], capsys: pytest.CaptureFixture[str]) -> None:
-    if len(table) != 2 * len(STAGES):
+    if len(table) != len(TARGETS) * len(STAGES):
         pytest.skip("only some graphs were compiled in this run")
+    columns = sorted({sm for targets in TARGETS.values() for sm in targets})
     with capsys.disabled():
-        print(f"\n{'engine, float16, kB':<32}" + "".join(f"{'SM ' + str(sm):>10}" for sm in TARGETS))
-        for (stage, flavour), sizes in sorted(table.items()):
-            print(f"{stage + ' ' + flavour:<32}" + "".join(f"{sizes[sm] / 1e3:>10.0f}" for sm in TARGETS))
+        print(f"\n{'engine, kB':<34}" + "".join(f"{'SM ' + str(sm):>10}" for sm in columns))
+        for (stage, kind), sizes in sorted(table.items()):
+            cells = (f"{sizes[sm] / 1e3:.0f}" if sm in sizes else "" for sm in columns)
+            print(f"{stage + ' ' + kind:<34}" + "".join(f"{cell:>10}" for cell in cells))
+    # packed weights are stored packed: an engine is smaller by about what the weights are
+    for recipe, sm in (("edge", 86), ("fp8", 89)):
+        assert table["backbone", f"{recipe} opset24"][sm] < table["backbone", "float opset24"][sm], recipe
 
 
 def test_progress_is_reported(export: Path, tmp_path: Path) -> None:
