@@ -134,10 +134,11 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     _add_workshops(add, words)
     verify = add.command(
         "verify", commands.verify, "Compare every stage with golden arrays of the reference.",
-        "verify ../shared/goldens/pairA\nverify tests/goldens --json",
+        "verify ../shared/goldens/pairA\nverify tests/goldens --kernels avx2 --json",
     )  # fmt: skip
     verify.add_argument("goldens", metavar="GOLDENS_DIR", type=Path)
     verify.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
+    verify.add_argument("--kernels", metavar="NAME", help="instruction set: plain, base, avx2 ... (default: widest)")
     add_backend(verify)
     verify.add_argument("--json", action="store_true", help="print the reports as JSON")
     inspect = add.command(

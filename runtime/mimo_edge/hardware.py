@@ -24,8 +24,12 @@ def open_core(
     threads: int = 0,
     check: bool = False,
     device: str = "cpu",
+    kernels: str | None = None,
 ) -> _core.Model:
-    """Open a bundle with the networks computed by `backend`; the arguments are those of mimo_edge.load."""
+    """Open a bundle with the networks computed by `backend`; the arguments are those of mimo_edge.load.
+
+    kernels: an instruction set for the native core instead of the widest (csrc/kernels/kernels.h names them).
+    """
     if backend not in BACKENDS:
         raise InputError(f"load: backend: expected {' or '.join(BACKENDS)}, got {backend!r}")
     if providers and backend != "onnxruntime":
@@ -33,7 +37,9 @@ def open_core(
     if backend == "native":
         if graphs:
             raise InputError('load: expected graphs with another backend than "native", got them with it')
-        return _core.Model.open(str(bundle), threads, check, device=device)
+        return _core.Model.open(str(bundle), threads, check, kernels, device=device)
+    if kernels:
+        raise InputError(f'load: expected kernels with backend="native" only, got {kernels!r}')
     if device != "cpu":
         raise InputError(f'load: expected a device with backend="native" only, got {device!r}; choose providers')
     if backend == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,18 +23,27 @@ from mimo_edge.verify.stages import CoreStages, Stages
 from mimo_edge.verify.text import check_prompts, check_tokenizer
 
 Part = Callable[[Stages, Goldens, Check], None]
+KERNELS = {  # but for the plain twin, which the C++ tests compare with each of these
+    "x86_64": ("base", "avx2", "avx512", "avx512vnni"),
+    "aarch64": ("base", "dotprod"),
+}.get(platform.machine(), ("base",))
 
 
-def core_stages(goldens: Path) -> Stages:
-    return cast(Stages, CoreStages(_core.Model.open(str(bundle_of(goldens)), 1)))
+def core_stages(goldens: Path, kernels: str | None = None) -> Stages:
+    return cast(Stages, CoreStages(_core.Model.open(str(bundle_of(goldens)), 1, kernels=kernels)))
 
 
 def failed(reports: list[StageReport]) -> list[str]:
     return [report.name for report in reports if not report.passed]
 
 
-def test_core_passes_the_bundled_goldens() -> None:
-    reports = verify(core_stages(BUNDLED), BUNDLED)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_core_passes_the_bundled_goldens(kernels: str) -> None:
+    try:
+        stages = core_stages(BUNDLED, kernels)
+    except _core.DeviceError as error:  # an instruction set that this processor lacks
+        pytest.skip(str(error))
+    reports = verify(stages, BUNDLED)
     assert not failed(reports), "\n".join(map(str, reports))
     assert all(report.compared > 0 for report in reports)
 
@@ -45,10 +55,15 @@ def test_core_passes_the_large_goldens() -> None:
 
 
 def test_the_command_builds_compares_and_reports(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(BUNDLED), "--threads", "1"]) == 0
+    assert main(["verify", str(BUNDLED), "--threads", "1", "--kernels", "base"]) == 0
     out = capsys.readouterr().out
     assert "ok   waveform" in out
     assert "stages passed" in out
+
+
+def test_the_command_refuses_unknown_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(BUNDLED), "--kernels", "mmx"]) == 1
+    assert "got 'mmx'" in capsys.readouterr().err
 
 
 def test_the_command_refuses_a_folder_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def verify(stages: Stages, goldens: Path, progress: Callable[[str], None] | None
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """`mimo-edge verify`: 0 if every stage passed, 1 else. arguments: goldens, threads, device, json."""
+    """`mimo-edge verify`: 0 if every stage passed, 1 else. arguments: goldens, threads, device, kernels, json."""
     goldens = Path(arguments.goldens)
     for part in ("lm", "tokenizer_model"):
         if not (goldens / part).is_dir():
@@ -75,10 +75,11 @@ def run_verify(arguments: argparse.Namespace) -> int:
             graphs = Path(scratch) / "graphs"
             writer = importlib.import_module("mimo_edge.export.onnx.writer")
             writer.export_onnx(bundle, graphs, flavours=("opset24", "cpu"))
-        stages = CoreStages(
-            open_core(bundle, arguments.backend, arguments.provider, graphs, arguments.threads, True, arguments.device),
-            sees_inside=arguments.backend == "native" and arguments.device == "cpu",
-        )
+        core = open_core(
+            bundle, arguments.backend, arguments.provider, graphs,
+            arguments.threads, True, arguments.device, arguments.kernels,
+        )  # fmt: skip
+        stages = CoreStages(core, sees_inside=arguments.backend == "native" and arguments.device == "cpu")
         with ProgressBar(len(CHECKS), "parts", "verifying") as bar:
             reports = verify(cast(Stages, stages), goldens, lambda _: bar.update(1))
     _print(reports, arguments.json)
