@@ -10,6 +10,9 @@ namespace {
 
 constexpr int64_t kInlineWork = 32768;  // multiply-adds below which waking the threads costs more than it saves
 
+// Rounded inputs lie an odd number of cache lines apart, so that the rows of a tile do not push each other out.
+constexpr int64_t kLine = 64;
+
 constexpr int64_t kPointwiseGrain = 2048;  // values of an activation function that are worth a thread
 
 // The grain for n items that each cost `work` multiply-adds.
@@ -34,14 +37,14 @@ public:
           group_(input_group(w)),
           groups_((w.cols + group_ - 1) / group_),
           planes_(w.activation_bits / 8),
-          values_(static_cast<size_t>(rows * planes_ * cols_)),
+          stride_(((planes_ * cols_ + kLine - 1) / kLine | 1) * kLine),
+          values_(static_cast<size_t>(rows * stride_)),
           scales_(static_cast<size_t>(rows * groups_)),
           sums_(static_cast<size_t>(rows * groups_)) {
         context.pool.run(rows, grain_for(rows, w.cols), [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                context.kernels.round_inputs(x + i * stride, w.cols, group_, planes_,
-                                             values_.data() + i * planes_ * cols_, scales_.data() + i * groups_,
-                                             sums_.data() + i * groups_);
+                context.kernels.round_inputs(x + i * stride, w.cols, group_, planes_, values_.data() + i * stride_,
+                                             scales_.data() + i * groups_, sums_.data() + i * groups_);
             }
         });
     }
@@ -49,12 +52,13 @@ public:
     bool serves(const Matrix& w) const { return group_ == input_group(w) && planes_ == w.activation_bits / 8; }
 
     RoundedInputs view() const {
-        return {rows_, cols_, group_, groups_, planes_, values_.data(), scales_.data(), sums_.data()};
+        return {rows_, cols_, stride_, group_, groups_, planes_, values_.data(), scales_.data(), sums_.data()};
     }
 
 private:
     int64_t rows_, cols_, group_, groups_;
     int planes_;
+    int64_t stride_;
     std::vector<int8_t> values_;
     std::vector<float> scales_;
     std::vector<int32_t> sums_;

@@ -64,14 +64,15 @@ inline float packed_scale(const Matrix& w, int64_t row, int64_t col) {
 // Rows of inputs, rounded.
 struct RoundedInputs {
     int64_t rows = 0, cols = 0;  // cols: filled up to a multiple of kInputPadding
+    int64_t stride = 0;          // bytes from row to row
     int64_t group = 0, groups = 0;
     int planes = 1;                  // 1: 8 bit; 2: 16 bit, high then low
-    const int8_t* values = nullptr;  // [rows, planes, cols]
+    const int8_t* values = nullptr;  // [rows], each [planes, cols]
     const float* scales = nullptr;   // [rows, groups]
     const int32_t* sums =
         nullptr;  // [rows, groups]: sum of q, which turns dot products with q + offset into those with q
 
-    const int8_t* row(int64_t i) const { return values + i * planes * cols; }
+    const int8_t* row(int64_t i) const { return values + i * stride; }
 };
 
 }  // namespace mimo

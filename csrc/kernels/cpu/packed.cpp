@@ -25,6 +25,7 @@ constexpr bool kWide = MIMO_VECTOR_BYTES == 64;
 constexpr int kSingleBlocks = kWide ? 4 : 1;  // for one input: enough sums to hide latency
 constexpr int kTileBlocks = kWide ? 2 : 1;
 constexpr int kTileInputs = kWide ? 12 : 4;
+constexpr int64_t kAhead = 1024;  // bytes of weights asked for early by tiles of several inputs; one input needs none
 
 inline Int spread(const int8_t* four_bytes) {
     int32_t word;
@@ -46,17 +47,27 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
     Float total[V][C] = {};
     for (int64_t g = 0; g < x.groups; ++g) {
         const int64_t begin = g * x.group / chunk, end = std::min(chunks, (g + 1) * x.group / chunk);
-        Int dot[V][C][planes] = {};
+        Int dot[V][C][planes];
+#pragma GCC unroll 32
+        for (int c = 0; c < C; ++c) {
+            const Int removed = Int{} - offset * x.sums[(row + c) * x.groups + g];  // what the offset will add
+#pragma GCC unroll 32
+            for (int v = 0; v < V; ++v) {
+                dot[v][c][0] = Int{};
+                dot[v][c][planes - 1] = removed;
+            }
+        }
         for (int64_t k = begin; k < end; ++k) {
             Int bytes[V];
             for (int v = 0; v < V; ++v) {
                 const uint8_t* at =
                     weights + (v / kPieces * chunks + k) * kBlockBytes + v % kPieces * MIMO_VECTOR_BYTES;
                 bytes[v] = load<Int>(at);
+                if constexpr (C > 1) __builtin_prefetch(at + kAhead);
             }
             for (int c = 0; c < C; ++c) {
                 for (int p = 0; p < planes; ++p) {
-                    const int8_t* in = inputs + (c * planes + p) * x.cols + k * chunk;
+                    const int8_t* in = inputs + c * x.stride + p * x.cols + k * chunk;
                     for (int v = 0; v < V; ++v) {
                         if constexpr (nibbles) {
                             dot[v][c][p] = dot_i4(dot[v][c][p], bytes[v], spread(in), spread(in + 4));
@@ -68,16 +79,16 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
             }
         }
         const int64_t scale_group = nibbles ? g : 0;
+#pragma GCC unroll 32
         for (int v = 0; v < V; ++v) {
             const int64_t at =
                 ((block + v / kPieces) * groups_of_scales + scale_group) * kBlockRows + v % kPieces * kWidth;
             const Float scale = nibbles ? load_halves(static_cast<const uint16_t*>(w.scales) + at)
                                         : load<Float>(static_cast<const float*>(w.scales) + at);
+#pragma GCC unroll 32
             for (int c = 0; c < C; ++c) {
-                const int64_t input = (row + c) * x.groups + g;
-                const Int high = dot[v][c][0], low = dot[v][c][planes - 1];
-                const Int exact = (planes == 1 ? high : (high << 7) + low) - offset * x.sums[input];
-                total[v][c] += __builtin_convertvector(exact, Float) * (x.scales[input] * scale);
+                const Int exact = planes == 1 ? dot[v][c][0] : (dot[v][c][0] << 7) + dot[v][c][planes - 1];
+                total[v][c] += __builtin_convertvector(exact, Float) * (x.scales[(row + c) * x.groups + g] * scale);
             }
         }
     }
@@ -85,10 +96,17 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
         const int64_t n = (block + v / kPieces) * kBlockRows + v % kPieces * kWidth;
         const int64_t count = std::min(kWidth, w.rows - n);
         if (count <= 0) continue;
-        const auto bytes = static_cast<size_t>(count) * sizeof(float);
+        if (bias) {
+            const Float shift = load_part<Float>(bias + n, count);
+            for (int c = 0; c < C; ++c) total[v][c] += shift;
+        }
         for (int c = 0; c < C; ++c) {
-            const Float out = bias ? total[v][c] + load_part<Float>(bias + n, count) : total[v][c];
-            std::memcpy(y + (row + c) * y_stride + n, &out, bytes);
+            float* out = y + (row + c) * y_stride + n;
+            if (count == kWidth) {
+                store(out, total[v][c]);
+            } else {
+                std::memcpy(out, &total[v][c], static_cast<size_t>(count) * sizeof(float));
+            }
         }
     }
 }
