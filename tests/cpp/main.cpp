@@ -1,4 +1,5 @@
-// Runs every TEST, or those whose name contains the first argument.
+// Runs every TEST. Each argument NAME keeps those whose name contains it; -NAME leaves them out.
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <string_view>
@@ -6,10 +7,13 @@
 #include "check.h"
 
 int main(int count, char** arguments) {
-    const std::string_view filter = count > 1 ? arguments[1] : "";
     int passed = 0, failed = 0;
     for (const check::Case& test : check::cases()) {
-        if (std::string_view(test.name).find(filter) == std::string_view::npos) continue;
+        const auto wanted = [&](std::string_view rule) {
+            const bool without = rule.starts_with('-');
+            return (std::string_view(test.name).find(rule.substr(without)) == std::string_view::npos) == without;
+        };
+        if (!std::all_of(arguments + 1, arguments + count, wanted)) continue;
         check::failures().clear();
         try {
             test.body();

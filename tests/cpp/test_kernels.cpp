@@ -1,9 +1,6 @@
 // Every kernel against its plain twin, and the law that a result does not depend on what is computed beside it.
-#include <chrono>
 #include <cmath>
-#include <ctime>
 #include <random>
-#include <thread>
 
 #include "check.h"
 #include "codec/fft.h"
@@ -197,15 +194,6 @@ TEST(pool_covers_every_index_once) {
             }
         }
     }
-}
-
-TEST(idle_pool_costs_nothing) {
-    const Pool pool(4);
-    pool.run(1000, 1, [](int64_t, int64_t) {});
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // the workers' last looks
-    const std::clock_t before = std::clock();                     // processor time of all threads
-    std::this_thread::sleep_for(std::chrono::seconds(1));
-    CHECK(std::clock() - before < CLOCKS_PER_SEC / 10);  // three that spin would take up to three seconds
 }
 
 TEST(pool_serves_many_callers) {
