@@ -30,6 +30,8 @@ from mimo_edge.progress import ProgressBar
 RUNS = 7  # of a decoding stage; the median counts
 SOUND_SECONDS = 8  # of the codec's offline stages
 SPEECH = _core.Sampling(True, 0.9, 0, 0.95)  # as every task draws codes
+SPEAKING = ("backbone step", "text head", "patch decoder", "sound of a patch")  # the work of a patch, in its order
+PLOT_COLUMNS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was measured. rates: real-time factors, positions a second, seconds to the first sound."""
+    """All that was measured. patch_seconds: how long a patch sounds. rates: real-time factors, positions a second, and
+    seconds to the first sound."""
 
     bundle: str
     kernels: str
     threads: int
     context: int
+    patch_seconds: float
     open_seconds: float
     stages: dict[str, Stage]
     rates: dict[str, float]
@@ -142,7 +146,7 @@ class _Bench:
         self._sound()
         seconds = {name: stage.seconds for name, stage in self._stages.items()}
         patch_seconds = self._patch_seconds()
-        steady = sum(seconds[name] for name in ("backbone step", "text head", "patch decoder", "sound of a patch"))
+        steady = sum(seconds[name] for name in SPEAKING)
         more = seconds["backbone step"] + seconds["text head"]
         first = sum(seconds[name] for name in ("text head", "patch decoder", "first sound"))
         rates = {
@@ -153,9 +157,16 @@ class _Bench:
             "RTF, codec decoder": seconds["codec decoder"] / SOUND_SECONDS,
             "first sound after the prompt, s": first,
         }
-        name = str(json.loads(self._model.config_json)["name"])
         return Report(
-            name, self._model.kernels, self._model.threads, self._context, opened, self._stages, rates, self._resident
+            bundle=str(json.loads(self._model.config_json)["name"]),
+            kernels=self._model.kernels,
+            threads=self._model.threads,
+            context=self._context,
+            patch_seconds=patch_seconds,
+            open_seconds=opened,
+            stages=self._stages,
+            rates=rates,
+            resident_bytes=self._resident,
         )
 
     def _patch_seconds(self) -> float:
@@ -250,3 +261,20 @@ def _print(report: Report) -> None:
         print(f"{name:<32}{value:10.3f}")
     print(f"{'opened in, s':<32}{report.open_seconds:10.3f}")
     print(f"{'resident, GB':<32}{report.resident_bytes / 1e9:10.3f}")
+    print(_plot(report))
+
+
+def _plot(report: Report) -> str:
+    """The work of one patch of steady speech, stage after stage, above the time that the patch sounds."""
+    spans = [(name, report.stages[name].seconds) for name in SPEAKING]
+    work = sum(seconds for _, seconds in spans)
+    columns_a_second = PLOT_COLUMNS / max(work, report.patch_seconds)
+    lines, begin = [], 0.0
+    for name, seconds in spans:
+        end = begin + seconds
+        first, last = round(begin * columns_a_second), round(end * columns_a_second)
+        lines.append(f"{name:<20}{' ' * first}{'#' * max(1, last - first)}")
+        begin = end
+    sounds = f"{'it sounds':<20}{'=' * round(report.patch_seconds * columns_a_second)}"
+    head = f"one patch: {1000 * work:.0f} ms of work for {1000 * report.patch_seconds:.0f} ms of sound"
+    return "\n".join(["", head, *lines, sounds])

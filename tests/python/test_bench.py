@@ -30,3 +30,4 @@ def test_bench_prints_shares_of_the_bandwidth(capsys: pytest.CaptureFixture[str]
     assert "backbone step" in out
     assert "%" in out
     assert "RTF, interleaved opening" in out
+    assert "ms of work for 160 ms of sound" in out
