@@ -211,7 +211,7 @@ class Builder:
         return s
 
     def dialogue(self, turns: list[tuple[Audio, str, Audio]], voice: Audio | None) -> Sample:
-        """Spoken dialogue: (user's speech, reply, reply's speech) in turn; only the last reply is learnt."""
+        """Spoken dialogue: (user's speech, reply, reply's speech) in turn; every reply is learnt."""
         s = self.start()
         if voice:
             self.text("<|im_start|>system\n")
@@ -219,17 +219,10 @@ class Builder:
             self.audio(voice)
             self.text(END)
         for i, (user, reply, said) in enumerate(turns):
-            last = i == len(turns) - 1
-            self.text(USER)
+            self.text((END if i else "") + USER)
             self.audio(user)
-            self.text(END)
-            if last:
-                self.text(ASSISTANT + "<|sostm|>")
-                self.stream(reply, said, learnt=True, opened=True)
-            else:
-                self.text(ASSISTANT)
-                self.stream(reply, said, learnt=False, opened=False)
-                self.text(END)
+            self.text(END + ASSISTANT + "<|sostm|>")
+            self.stream(reply, said, learnt=True, opened=True)
         return s
 
 

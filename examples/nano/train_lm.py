@@ -193,22 +193,26 @@ class Tasks:
         return self.b.speak(self.prompted(text), grammar.written(text), a, self.r.choice(prompts.TTS), fits[0], None)
 
     def dialogue(self, voice: str = "") -> Sample | None:
-        label = voice or SPEAKERS[0].label
+        """Up to three exchanges; the default voice answers unless another is named."""
+        exchanges = self.r.choices([1, 2, 3], [14, 4, 2])[0]
+        turns = [turn for _ in range(exchanges) for turn in self.exchange(voice or SPEAKERS[0].label)]
+        return self.b.dialogue(turns, self.voice_sample(voice) if voice else None) if turns else None
+
+    def exchange(self, label: str) -> list[tuple[Audio, str, Audio]]:
+        """What a driver says, the answer as written and as spoken; twice where a slot is asked for. Empty: not found."""
         clip, a = self.driver(turn=True)
         said = self.reading(label, clip["reply"])
         if said is None:
-            return None
+            return []
         turns = [(a, grammar.written(clip["reply"]), said)]
         if clip["asked"]:
             first = [i for i in self.clips.turns if self.clips.clips[i]["text"] == clip["asked"]][:20]
-            if not first:
-                return None
-            before = self.clips.clips[self.r.choice(first)]
-            question = self.reading(label, before["reply"])
-            if question is None:
-                return None
+            before = self.clips.clips[self.r.choice(first)] if first else None
+            question = self.reading(label, before["reply"]) if before else None
+            if before is None or question is None:
+                return []
             turns.insert(0, (self.clips.audio(before), grammar.written(before["reply"]), question))
-        return self.b.dialogue(turns, self.voice_sample(voice) if voice else None)
+        return turns
 
     def voiced(self) -> Sample | None:
         return self.dialogue(self.r.choice(SPEAKERS).label)

@@ -126,6 +126,8 @@ def main() -> None:
         maker.load_state_dict(state["maker"])
         doubter.load_state_dict(state["doubter"])
         average, done = state["codec"], state["step"]
+        for optimiser in (maker, doubter):
+            optimiser.param_groups[0]["lr"] = args.rate
     torch.manual_seed(done)
     batches = iter(Batches(args.data, args.batch, seed=done + 70))
     progress = Progress("sound", args.steps)
