@@ -7,6 +7,8 @@
     codec       rebuilt speech, as the judge hears it                  understand  which intent, number, name
     listen      transcripts                                            speak       texts read aloud
     answer      speech to speech: text, sound and intent of the reply  reply       speech to text: the written reply
+    dialogue    the same in conversations of four turns and more       voice       texts read in the voice of a prompt
+    pace        texts read as told, fast and slowly
 
 Every task counts runaways: replies that did not end by themselves, or are longer than twice what was expected.
 --judge whisper hears without knowing the domain; --mos adds DistillMOS; --out keeps the waves. Ctrl-C prints what was
@@ -27,10 +29,11 @@ import judge
 import numpy as np
 import soundfile as sf
 from judge import Score, intent
+from speakers import SPEAKERS
 from tqdm import tqdm
 
 import mimo_edge
-from mimo_edge import Model, Options, Reply, Sampling
+from mimo_edge import Conversation, Model, Options, Reply, Sampling
 
 SHIPPED = Path(__file__).parents[2] / "tests/speech"
 WORD_S = 0.38  # a word of the default voice at its own pace
@@ -62,14 +65,17 @@ def noisy(clips: list[Clip]) -> Iterator[Clip]:
 class Evaluation:
     """One task over many clips. Every method takes (number, clip, wave) and adds to the figures."""
 
-    def __init__(self, model: Model, args: argparse.Namespace) -> None:
-        self.model, self.args = model, args
+    def __init__(self, model: Model, clips: list[Clip], args: argparse.Namespace) -> None:
+        self.model, self.clips, self.args = model, clips, args
         self.hear = {"pocketsphinx": judge.pocketsphinx, "whisper": judge.whisper}[args.judge]()
         self.text, self.sound, self.before = Score(), Score(), Score()
         self.runaways = self.count = 0
         self.intents = {"written": 0, "heard": 0}
         self.mos: list[float] = []
         self.right = self.asked = 0
+        self.conversation: Conversation | None = None
+        self.speakers: dict[str, tuple[float, np.ndarray]] = {}  # median pitch in Hz, a prompt
+        self.seconds = {"plain": 0.0, "Speak fast": 0.0, "Speak slowly": 0.0}
 
     def codec(self, i: int, clip: dict, wave: np.ndarray) -> None:
         levels = self.model.engine.facts.levels
@@ -102,10 +108,44 @@ class Evaluation:
         self._read(clip["text"], reply, clip)
         self._listen(i, clip["text"], reply.audio)
 
-    def answer(self, i: int, clip: dict, wave: np.ndarray) -> None:
+    def voice(self, i: int, clip: dict, wave: np.ndarray) -> None:
+        labels = [speaker.label for speaker in SPEAKERS]
+        if not self.speakers:
+            for label in labels:
+                said = [w for c, w in self.clips if c["voice"] == label]
+                self.speakers[label] = float(np.median([judge.pitch_hz(w) for w in said])), said[0]
+        asked = labels[i % len(labels)]
+        prompt = (self.speakers[asked][1], judge.RATE_HZ)
+        options = Options(seed=i)
+        reply = self.model.speak(grammar.written(clip["text"]), template=i % 10, voice=prompt, options=options).result()
+        self._read(clip["text"], reply, clip)
+        self._listen(i, clip["text"], reply.audio)
+        pitch = 1.0 if reply.audio is None else judge.pitch_hz(reply.audio)
+        self.right += asked == min(labels, key=lambda label: abs(np.log(pitch / self.speakers[label][0])))
+        self.asked += 1
+
+    def pace(self, i: int, clip: dict, wave: np.ndarray) -> None:
+        for style in self.seconds:
+            told = None if style == "plain" else style
+            reply = self.model.speak(grammar.written(clip["text"]), instruct=told, options=Options(seed=i)).result()
+            self.seconds[style] += 0.0 if reply.audio is None else len(reply.audio) / judge.RATE_HZ
+            self._listen(i, clip["text"], reply.audio)
+
+    def dialogue(self, i: int, clip: dict, wave: np.ndarray) -> None:
+        if i % 4 == 0 or self.conversation is None:
+            self.conversation = self.model.conversation(context=160, options=Options(seed=i))
         if clip["asked"]:
-            return
-        reply = self.model.respond((wave, judge.RATE_HZ), options=Options(seed=i)).result()
+            import voices
+
+            before = voices.hibari().say(clip["asked"], SPEAKERS[0], 1.0, i).wav.astype(np.float32)
+            self.conversation.respond((before, judge.RATE_HZ)).result()
+        self._answered(i, clip, self.conversation.respond((wave, judge.RATE_HZ)).result())
+
+    def answer(self, i: int, clip: dict, wave: np.ndarray) -> None:
+        if not clip["asked"]:
+            self._answered(i, clip, self.model.respond((wave, judge.RATE_HZ), options=Options(seed=i)).result())
+
+    def _answered(self, i: int, clip: dict, reply: Reply) -> None:
         self._read(clip["reply"], reply, clip)
         heard = self._listen(i, clip["reply"], reply.audio)
         self.intents["written"] += intent(grammar.spoken(reply.text)) == intent(clip["reply"])
@@ -144,12 +184,14 @@ class Evaluation:
             shares = ", ".join(f"{k} {100 * n / self.sound.count:.1f} %" for k, n in self.intents.items())
             parts.append(f"intent {shares}")
         parts += [f"right answers {100 * self.right / self.asked:.1f} % ({self.asked})"] if self.asked else []
+        if self.seconds["plain"]:
+            parts.append(", ".join(f"{k}: {v / self.seconds['plain']:.2f}" for k, v in self.seconds.items()))
         parts += [f"DistillMOS {np.mean(self.mos):.2f}"] if self.mos else []
         parts += [f"runaways {self.runaways} of {self.count}"] if self.count else []
         return " | ".join(parts)
 
 
-TASKS = ["codec", "listen", "understand", "reply", "speak", "answer"]
+TASKS = ["codec", "listen", "understand", "reply", "speak", "voice", "pace", "answer", "dialogue"]
 
 
 def main() -> None:
@@ -169,7 +211,7 @@ def main() -> None:
     model = mimo_edge.load(args.bundle, threads=args.threads)
     clips = speech(args.speech, args.shard, args.clips)
     for what in TASKS if args.what == "all" else [args.what]:
-        began, done = time.process_time(), Evaluation(model, args)
+        began, done = time.process_time(), Evaluation(model, clips, args)
         each = noisy(clips) if args.noisy else iter(clips)
         with suppress(KeyboardInterrupt):
             for i, (clip, wave) in enumerate(tqdm(each, desc=what, total=len(clips), mininterval=5, leave=False)):

@@ -152,6 +152,18 @@ def intent(reply: str) -> str:
     return max(shares, key=lambda name: likelihood(shares[name]))
 
 
+def pitch_hz(wave: np.ndarray) -> float:
+    """Median pitch of a voice in Hz, 60 to 400, by autocorrelation of the voiced frames. wave: float32 at 24 kHz."""
+    size, lags = 1200, np.arange(RATE_HZ // 400, RATE_HZ // 60)
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (0, 2 * size)), 2 * size)[:: size // 2]
+    frames = frames - frames.mean(axis=1, keepdims=True)
+    spectrum = np.abs(np.fft.rfft(frames, 4 * size)) ** 2
+    alike = np.fft.irfft(spectrum)[:, : lags[-1] + 1]
+    alike = alike / (alike[:, :1] + 1e-6) * (2 * size / (2 * size - np.arange(lags[-1] + 1)))
+    voiced = alike[alike[:, lags].max(axis=1) > 0.6]
+    return float(np.median(RATE_HZ / lags[voiced[:, lags].argmax(axis=1)])) if len(voiced) else 60.0
+
+
 @lru_cache(maxsize=1)
 def mos() -> Callable[[np.ndarray], float]:
     """wave float32 [samples] at 24 kHz -> DistillMOS, 1 to 5."""

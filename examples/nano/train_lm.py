@@ -38,15 +38,15 @@ from training import Progress, keep
 MIXES = {
     "listen": {"transcribe": 60, "understand": 15, "reply": 20, "text": 5},
     "all": {
-        "transcribe": 20,
-        "understand": 6,
-        "reply": 6,
+        "transcribe": 14,
+        "understand": 5,
+        "reply": 5,
         "text": 1,
-        "speak": 42,
-        "dialogue": 16,
-        "voice": 3,
-        "style": 3,
-        "voiced": 3,
+        "speak": 30,
+        "dialogue": 18,
+        "voice": 15,
+        "style": 7,
+        "voiced": 5,
     },
     "speak": {
         "transcribe": 10,
@@ -199,7 +199,7 @@ class Tasks:
         return self.b.dialogue(turns, self.voice_sample(voice) if voice else None) if turns else None
 
     def exchange(self, label: str) -> list[tuple[Audio, str, Audio]]:
-        """What a driver says, the answer as written and as spoken; twice where a slot is asked for. Empty: not found."""
+        """What a driver says, the answer as written and as spoken; twice where a slot is asked for. Empty: none."""
         clip, a = self.driver(turn=True)
         said = self.reading(label, clip["reply"])
         if said is None:
