@@ -22,7 +22,7 @@ private:
                    size_t factor) const;
 
     int64_t size_;
-    std::vector<int64_t> factors_;
+    std::vector<int64_t> factors_;             // falling, so that most butterflies are those of two points
     std::vector<std::complex<double>> roots_;  // exp(-2 pi i n / size)
 };
 

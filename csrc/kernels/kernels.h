@@ -53,7 +53,7 @@ struct Kernels {
     void (*widen)(const uint16_t* halves, int64_t n, float* y);
 
     // out[i] = softmax(scale * q[i] · K[range_i]) V[range_i] for `queries` queries; q and out rows are `stride` apart.
-    // scratch: 4 * (highest range end + 2 * kLanes) floats. Ranges are non-empty.
+    // scratch: 8 * (highest range end + 2 * kLanes) floats. Ranges are non-empty.
     void (*attention)(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
                       int64_t stride, float* scratch);
 

@@ -260,10 +260,9 @@ void KeyValues::write(const Context& context, int64_t first, const Array& k, con
                 for (int64_t i = 0; i < k.rows; ++i) {
                     const int64_t t = first + i;
                     auto* lane = keys + t / kLanes * kLanes * head_dim_ + t % kLanes;
-                    for (int64_t d = 0; d < head_dim_; ++d) {
-                        put(k.row(i)[h * head_dim_ + d], lane + d * kLanes);
-                        put(v.row(i)[h * head_dim_ + d], values + t * head_dim_ + d);
-                    }
+                    const float *key = k.row(i) + h * head_dim_, *value = v.row(i) + h * head_dim_;
+                    for (int64_t d = 0; d < head_dim_; ++d) put(key[d], lane + d * kLanes);
+                    for (int64_t d = 0; d < head_dim_; ++d) put(value[d], values + t * head_dim_ + d);
                 }
             });
         }
@@ -340,7 +339,7 @@ Array attention(const Context& context, const Array& q, const KeyValues& cache, 
     int64_t keys = 0;
     for (const KeyRange& range : ranges) keys = std::max(keys, range.end);
     Array out(q.rows, q.cols);
-    const auto scratch_size = static_cast<size_t>(4 * (keys + 2 * kLanes));
+    const auto scratch_size = static_cast<size_t>(8 * (keys + 2 * kLanes));
     if (q.rows == 1) {  // the heads that share keys are the queries of one call, and the keys are read once
         const int64_t sharing = heads / cache.heads();
         const std::vector<KeyRange> same(static_cast<size_t>(sharing), ranges[0]);

@@ -175,8 +175,7 @@ void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_
             const Int bits = std::bit_cast<Int>(at(k)) & 0x7FFFFFFF;
             most_bits = bits > most_bits ? bits : most_bits;
         }
-        int32_t bits = 0;
-        for (int64_t lane = 0; lane < kWidth; ++lane) bits = std::max<int32_t>(bits, most_bits[lane]);
+        const int32_t bits = fold<int32_t>(most_bits, [](auto a, auto b) { return a > b ? a : b; });
         const float most = std::bit_cast<float>(bits);
         scales[g] = std::isfinite(most) ? (most < kSmallestInput ? 0.0f : most / steps) : NAN;
         const float inverse = scales[g] > 0 ? steps / most : 0.0f;
@@ -194,8 +193,7 @@ void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_
             }
             sum += q;
         }
-        sums[g] = 0;
-        for (int64_t lane = 0; lane < kWidth; ++lane) sums[g] += sum[lane];
+        sums[g] = fold<int32_t>(sum, [](auto a, auto b) { return a + b; });
     }
 }
 

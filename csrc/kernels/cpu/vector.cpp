@@ -25,12 +25,7 @@ constexpr int kSingleRows = 8;                              // of a tile with on
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 
 inline float fold(Float v) {
-    float lanes[kWidth];
-    store(lanes, v);
-    for (int64_t step = kWidth / 2; step > 0; step /= 2) {
-        for (int64_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-    }
-    return lanes[0];
+    return fold<float>(v, [](auto a, auto b) { return a + b; });
 }
 
 // How many vectors of floats one register of weights gives: float32 one; bfloat16 two, its even and its odd elements,
@@ -202,16 +197,30 @@ void silu_multiply(float* gate, const float* up, int64_t n) {
     });
 }
 
-// Scores of Q queries (rows `stride` apart) against one block of kLanes keys.
+// Queries at once, and what their sums leave of the registers: blocks of keys for scores, vectors of channels for
+// values.
+constexpr bool kWide = kWidth == kLanes;
+constexpr int kQueries = kWide ? 8 : 4;
 template <int Q>
-inline void score_block(const float* keys, int64_t dim, const float* q, int64_t stride, float scale, float* scores,
-                        int64_t score_stride) {
-    Lanes sum[Q] = {};
+constexpr int kKeyBlocks = kWide ? std::min(4, 16 / Q) : 1;
+template <int Q>
+constexpr int kChannels = std::min(4, 16 / Q);
+
+// Scores of Q queries (rows `stride` apart) against B blocks of kLanes keys.
+template <int Q, int B>
+inline void score_blocks(const float* keys, int64_t dim, const float* q, int64_t stride, float scale, float* scores,
+                         int64_t score_stride) {
+    Lanes sum[Q][B] = {};
     for (int64_t d = 0; d < dim; ++d) {
-        const Lanes channel = load<Lanes>(keys + d * kLanes);
-        for (int i = 0; i < Q; ++i) sum[i] += channel * q[i * stride + d];
+        Lanes channel[B];
+        for (int b = 0; b < B; ++b) channel[b] = load<Lanes>(keys + (b * dim + d) * kLanes);
+        for (int i = 0; i < Q; ++i) {
+            for (int b = 0; b < B; ++b) sum[i][b] += channel[b] * q[i * stride + d];
+        }
     }
-    for (int i = 0; i < Q; ++i) store(scores + i * score_stride, sum[i] * scale);
+    for (int i = 0; i < Q; ++i) {
+        for (int b = 0; b < B; ++b) store(scores + i * score_stride + b * kLanes, sum[i][b] * scale);
+    }
 }
 
 // Replaces the scores of [range) by exp(score - max), those outside by 0; returns the sum over the range.
@@ -219,8 +228,10 @@ inline void score_block(const float* keys, int64_t dim, const float* q, int64_t 
 inline float softmax_numerators(float* scores, int64_t first, int64_t count, KeyRange range) {
     for (int64_t t = first; t < range.begin; ++t) scores[t - first] = -std::numeric_limits<float>::infinity();
     for (int64_t t = range.end; t < first + count; ++t) scores[t - first] = -std::numeric_limits<float>::infinity();
-    float best = scores[range.begin - first];
-    for (int64_t t = range.begin; t < range.end; ++t) best = std::max(best, scores[t - first]);
+    const auto higher = [](auto a, auto b) { return a > b ? a : b; };
+    Float highest = load<Float>(scores);
+    for (int64_t i = kWidth; i < count; i += kWidth) highest = higher(highest, load<Float>(scores + i));
+    const float best = fold<float>(highest, higher);
     Float sum = {};
     map(scores, count, [&](Float v, int64_t) {
         const Float e = exponential(v - best);
@@ -262,16 +273,20 @@ void attend(const AttentionHead& head, const float* q, const KeyRange* ranges, f
     for (int i = 1; i < Q; ++i) all = {std::min(all.begin, ranges[i].begin), std::max(all.end, ranges[i].end)};
     const int64_t first = all.begin / kLanes * kLanes;
     const int64_t count = (all.end - first + kLanes - 1) / kLanes * kLanes;
-    for (int64_t t = 0; t < count; t += kLanes) {
-        score_block<Q>(head.keys + (first + t) * head.head_dim, head.head_dim, q, stride, head.scale, scratch + t,
-                       count);
-    }
+    const auto score = [&]<int B>(int64_t t) {
+        for (; t + B * kLanes <= count; t += B * kLanes) {
+            score_blocks<Q, B>(head.keys + (first + t) * head.head_dim, head.head_dim, q, stride, head.scale,
+                               scratch + t, count);
+        }
+        return t;
+    };
+    score.template operator()<1>(score.template operator()<kKeyBlocks<Q>>(0));
     float totals[Q];
     for (int i = 0; i < Q; ++i) totals[i] = softmax_numerators(scratch + i * count, first, count, ranges[i]);
     const float* weights = scratch - first;
     int64_t d = 0;
-    for (; d + 4 * kWidth <= head.head_dim; d += 4 * kWidth) {
-        mix_values<Q, 4>(head, weights, count, all.begin, all.end, totals, d, kWidth, out, stride);
+    for (; d + kChannels<Q> * kWidth <= head.head_dim; d += kChannels<Q> * kWidth) {
+        mix_values<Q, kChannels<Q>>(head, weights, count, all.begin, all.end, totals, d, kWidth, out, stride);
     }
     for (; d < head.head_dim; d += kWidth) {
         mix_values<Q, 1>(head, weights, count, all.begin, all.end, totals, d, head.head_dim - d, out, stride);
@@ -280,9 +295,11 @@ void attend(const AttentionHead& head, const float* q, const KeyRange* ranges, f
 
 void attention(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
                int64_t stride, float* scratch) {
-    int64_t i = 0;
-    for (; i + 4 <= queries; i += 4) attend<4>(head, q + i * stride, ranges + i, out + i * stride, stride, scratch);
-    for (; i < queries; ++i) attend<1>(head, q + i * stride, ranges + i, out + i * stride, stride, scratch);
+    const auto attend_by = [&]<int Q>(int64_t i) {
+        for (; i + Q <= queries; i += Q) attend<Q>(head, q + i * stride, ranges + i, out + i * stride, stride, scratch);
+        return i;
+    };
+    attend_by.template operator()<1>(attend_by.template operator()<4>(attend_by.template operator()<kQueries>(0)));
 }
 
 // Sums for the norms run in double, in fixed lanes: exact enough that the order does not show.

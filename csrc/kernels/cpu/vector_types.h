@@ -26,6 +26,20 @@ inline V load_part(const T* p, int64_t n) {
     return v;
 }
 
+// All lanes of v combined, half against half.
+template <typename T, int64_t n = kWidth, typename V, typename Combine>
+inline T fold(const V& v, Combine combine) {
+    if constexpr (n == 2) {
+        return combine(v[0], v[1]);
+    } else {
+        // not `using`: GCC ignores the attribute of a dependent type there
+        typedef T Half __attribute__((vector_size(n / 2 * sizeof(T))));
+        Half halves[2];
+        std::memcpy(halves, &v, sizeof(halves));
+        return fold<T, n / 2>(combine(halves[0], halves[1]), combine);
+    }
+}
+
 template <typename V>
 inline void store(float* p, const V& v) {
     std::memcpy(p, &v, sizeof(V));
