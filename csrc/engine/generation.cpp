@@ -36,14 +36,10 @@ std::optional<Generation::Step> Generation::next(const Tap& tap) {
         return {};
     }
     state_->prefill(unread_, tap);
-    if (reply_.count() == 0) prompt_total_ = state_->length();
-
     const Config& config = state_->model().config;
     const Task& task = options_.task;
-    const int64_t total = prompt_total_ + reply_.count();
-    const int64_t least = prompt_total_ + options_.min_new;
-    const int64_t most = std::min(prompt_total_ + options_.max_new, state_->capacity());
-    const std::vector<int32_t> removed = total < least ? task.stop : std::vector<int32_t>{};
+    const bool may_stop = reply_.count() >= options_.min_new;
+    const std::vector<int32_t> removed = may_stop ? std::vector<int32_t>{} : task.stop;
 
     Step step = {.token = state_->sample_token(task.text, removed, tap), .patch = {}};
     if (step.token == config.tokens.empty) step.patch = state_->decode_patch(task.speech, tap);
@@ -51,9 +47,9 @@ std::optional<Generation::Step> Generation::next(const Tap& tap) {
     append(unread_, step.token, step.patch ? &*step.patch : nullptr, config.lm);
     append(reply_, unread_);
 
-    if (is_done(total + 1, step.token, task.stop, least, 0)) {
+    if (is_done(reply_.count(), step.token, task.stop, options_.min_new, 0)) {
         ending_ = Ending::stop_token;
-    } else if (total + 1 >= most) {
+    } else if (reply_.count() >= options_.max_new || state_->length() + 1 >= state_->capacity()) {
         ending_ = Ending::max_length;
     } else if (options_.guard && repeats_itself(reply_, config.lm)) {
         ending_ = Ending::guard;

@@ -34,7 +34,7 @@ public:
     };
 
     // The next position, or nothing when the reply has ended. The last position made is not read by the state until it
-    // is asked for more.
+    // is asked for more. If it throws, the reply is lost.
     std::optional<Step> next(const Tap& tap = {});
 
     void cancel() { cancelled_ = true; }  // from any thread; the reply ends before its next position
@@ -48,7 +48,6 @@ private:
     Positions unread_;  // the prompt, then the last position made
     Positions reply_;
     GenerationOptions options_;
-    int64_t prompt_total_ = 0;  // positions read when the reply begins
     std::atomic<bool> cancelled_{false};
     Ending ending_ = Ending::none;
 };

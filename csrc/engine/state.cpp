@@ -31,8 +31,9 @@ State::State(std::shared_ptr<const Model> model, uint64_t seed, uint32_t stream,
 void State::prefill(const Positions& positions, const Tap& tap) {
     if (positions.count() == 0) throw InputError("prompt: expected at least one position, got none");
     if (length() + positions.count() > capacity_) {
-        throw InputError(message("prompt: expected at most ", capacity_, " positions of 160 ms or one token, got ",
-                                 length() + positions.count(), "; shorten the audio or the history"));
+        throw InputError(message("prompt: expected at most ", capacity_,
+                                 " positions, each a patch of sound or one token, got ", length() + positions.count(),
+                                 "; shorten the audio or the history"));
     }
     check(positions, model_->config);
     hidden_ = {};

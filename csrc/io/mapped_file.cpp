@@ -14,10 +14,11 @@
 namespace mimo {
 
 MappedFile::MappedFile(const std::filesystem::path& path) {
-    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a named pipe would wait for a writer
     struct stat info = {};
-    if (file < 0 || fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
-        const std::string reason = errno != 0 ? std::strerror(errno) : "not a regular file";
+    const bool opened = file >= 0 && fstat(file, &info) == 0;
+    if (!opened || !S_ISREG(info.st_mode)) {
+        const std::string reason = opened ? "not a regular file" : std::strerror(errno);
         if (file >= 0) close(file);
         throw BundleError(message("open: expected a readable file at ", path.string(), ", got: ", reason));
     }

@@ -1,5 +1,6 @@
 // From a recording to a spoken reply on the bundle that ships in the package, for the sanitizers to watch.
 #include <cmath>
+#include <limits>
 #include <thread>
 
 #include "check.h"
@@ -94,6 +95,18 @@ TEST(a_cancelled_reply_ends) {
     CHECK(!generation.next().has_value());
     CHECK(generation.ending() == Ending::cancelled || generation.ending() == Ending::stop_token);
     CHECK_EQ(generation.positions().count(), int64_t{1});
+}
+
+TEST(the_largest_limits_end_where_the_context_does) {
+    const auto model = open_model(1);
+    const Positions prompt = model->prompts.text("hello");
+    constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+    Generation generation(std::make_shared<State>(model, 0, 0, prompt.count() + 5), prompt,
+                          {.task = task_of("text_chat", model->config.tokens), .max_new = kMost, .min_new = kMost});
+    while (generation.next()) {
+    }
+    CHECK(generation.ending() == Ending::max_length);
+    CHECK_EQ(generation.positions().count(), int64_t{5});
 }
 
 TEST(a_decoder_stream_is_the_offline_decode_of_its_policy) {
