@@ -8,6 +8,7 @@ rate is the core's work (`_core.resample`) and happens later, so that a long fil
 from __future__ import annotations
 
 import io
+import numbers
 import os
 import struct
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ class Recording:
 
     def read(self) -> Wave:
         """Return the whole recording, float32 [samples]."""
-        return np.concatenate(list(self.blocks(60.0)))
+        return np.concatenate([np.zeros(0, np.float32), *self.blocks(60.0)])
 
     @property
     def name(self) -> str:
@@ -84,7 +85,12 @@ class Recording:
 
 def open_audio(audio: AudioInput) -> Recording:
     """Check an input and return it as a Recording. Raises InputError for anything that cannot be sound."""
-    recording = _from_array(*audio) if isinstance(audio, tuple) else _from_file(Path(audio))
+    if isinstance(audio, tuple) and len(audio) == 2:
+        recording = _from_array(*audio)
+    elif isinstance(audio, (str, os.PathLike)):
+        recording = _from_file(Path(audio))
+    else:
+        raise InputError(f"read_audio: expected a file or (samples, rate in Hz), got {_kind(audio)}")
     if not LOWEST_RATE_HZ <= recording.rate_hz <= HIGHEST_RATE_HZ:
         allowed = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
         raise InputError(f"read_audio: expected a rate of {allowed}, got {recording.rate_hz} in {recording.name}")
@@ -105,7 +111,9 @@ def encode_wav(wave: Wave, rate_hz: int, suffix: str = ".wav") -> bytes:
     suffix: .wav or .flac.
     """
     if suffix not in (".wav", ".flac"):
-        raise InputError(f"write_audio: expected a name ending in .wav or .flac, got '{suffix}'")
+        raise InputError(f"write_wav: expected a name ending in .wav or .flac, got '{suffix}'")
+    if wave.ndim != 1:
+        raise InputError(f"write_wav: expected mono sound [samples], got shape {list(wave.shape)}")
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wave, -1.0, 1.0), rate_hz, format=suffix[1:].upper(), subtype="PCM_16")
     return buffer.getvalue()
@@ -118,18 +126,26 @@ def write_wav(path: str | os.PathLike[str], wave: Wave, rate_hz: int) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write beside `path`, then rename, so that a full disk or a crash loses nothing that existed. Raises Error."""
-    if path.is_char_device():  # /dev/stdout and the like cannot be renamed onto
-        path.write_bytes(data)
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write beside the file, then rename, so that a full disk or a crash loses nothing that existed. Raises Error.
+
+    A link stays, and what it names is replaced. What is no file, a pipe or /dev/stdout, is written into.
+    """
+    target = path.resolve()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-        partial.replace(path)
+        if is_written_into(path):
+            path.write_bytes(data)
+            return
+        partial.write_bytes(data)
+        partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise Error(f"write: cannot write {path}: {error.strerror}") from error
+
+
+def is_written_into(path: Path) -> bool:
+    """Say whether `path` is what cannot be renamed onto: a device, a pipe, a folder (which fails)."""
+    return path.parent == Path("/dev") or (path.exists() and not path.is_file())
 
 
 def _from_file(path: Path) -> Recording:
@@ -149,12 +165,12 @@ def _from_array(samples: Samples, rate_hz: int) -> Recording:
     array = np.asarray(samples)
     if array.ndim not in (1, 2):
         raise InputError(f"read_audio: expected samples of one or two dimensions, got shape {list(array.shape)}")
-    if int(rate_hz) != rate_hz:
+    if not isinstance(rate_hz, numbers.Real) or not float(rate_hz).is_integer():
         raise InputError(f"read_audio: expected a whole number of samples a second, got {rate_hz}")
     columns = array[:, None] if array.ndim == 1 else array
     if array.ndim == 2 and array.shape[0] < array.shape[1]:  # fewer rows than columns: [channels, samples]
         columns = array.T
-    return Recording(_scaled(columns), int(rate_hz), columns.shape[0])
+    return Recording(_scaled(columns), int(rate_hz), columns.shape[0] if columns.size else 0)
 
 
 def _scaled(samples: Samples) -> NDArray[np.float32]:
@@ -184,6 +200,10 @@ def _check_wav_length(path: Path) -> None:
         present = path.stat().st_size - file.tell()
     if present < size < 0xFFFFFFFF - 8:  # a size near 2^32 is a recorder's "unknown" in a stream
         raise InputError(f"read_audio: expected {size} bytes of sound in {path}, got {present}; it is truncated")
+
+
+def _kind(audio: object) -> str:
+    return f"{len(audio)} values" if isinstance(audio, tuple) else f"{type(audio).__name__} alone"
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -66,14 +67,18 @@ class Conversation:
         return self._answer(lambda: self._question(turn.encode(self._engine)), turn.heard_s, options)
 
     def listen(self, *, most_s: float = 30.0) -> Hearing:
-        """Begin to hear a turn while it is spoken; at most `most_s` seconds of it. Raises InputError as `respond`.
+        """Begin to hear a turn while it is spoken; at most `most_s` seconds of it, 0 for what the context holds.
+
+        Raises InputError as `respond` does.
 
         Whatever of the conversation is not read yet, the beginning, what stays when old turns leave, is read here: call
         it while nobody waits.
         """
+        if not most_s >= 0:
+            raise InputError(f"conversation: expected a longest turn of 0 or more seconds, got {most_s}")
         self._settle()
         sosp, _ = self._around_sound()
-        coming = min(round(most_s / self._engine.facts.patch_s), self._state.capacity // 4)
+        coming = round(min((most_s or math.inf) / self._engine.facts.patch_s, self._state.capacity // 4))
         before = np.concatenate([self._history(coming), sosp], axis=1)
         return Hearing(self, _core.Listener(self._state, np.ascontiguousarray(before), most_s))
 
@@ -83,12 +88,14 @@ class Conversation:
         heard_s: seconds of its sound that were played. The answer ends with the last patch heard whole. Raises
         InputError if there is no complete answer.
         """
+        if not heard_s >= 0:
+            raise InputError(f"conversation: expected 0 or more seconds that were heard, got {heard_s}")
         last, facts = self._running, self._engine.facts
         if last is None or not last.generation.finished:
             raise InputError("conversation: expected a complete answer to cut, got none; cancel it and take its result")
         ids = last.generation.new_ids
         patches = np.flatnonzero(ids[0, :: facts.group] == facts.tokens["empty"])
-        heard = int(heard_s / facts.patch_s + 1e-6)
+        heard = int(min(heard_s / facts.patch_s + 1e-6, len(patches)))
         if heard < len(patches):
             ids = ids[:, : 0 if heard == 0 else (int(patches[heard - 1]) + 1) * facts.group]
             last.said = np.ascontiguousarray(ids)

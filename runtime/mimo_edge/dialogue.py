@@ -94,7 +94,9 @@ def encode(engine: Engine, recording: Recording) -> Codes:
 
 
 def answer(engine: Engine, turns: Sequence[Turn], manner: Manner, options: Options) -> Generation:
-    """Answer a dialogue that is given whole."""
+    """Answer a dialogue that is given whole. Raises InputError for turns that cannot be prompted."""
+    if not turns:
+        raise InputError("dialogue: expected at least one turn, got none")
     opened = [OpenTurn.check(engine, turn) for turn in turns]
 
     def requests() -> Iterator[Request]:

@@ -14,7 +14,7 @@ from mimo_edge.request import Options, Request
 
 
 class Generation:
-    """The answer to one call, made while it is iterated or when `result` is asked for.
+    """The answer to one call, made while it is iterated or when `result` is asked for, by one thread.
 
     Iterating yields Pieces as they become certain; sound then comes from the streaming decoder, Reply.audio too.
     Without iterating, `result` decodes the sound in one go, as the reference does. Errors of the work are raised there.
@@ -81,7 +81,7 @@ class Generation:
     def _guarded(self, streams: bool) -> Iterator[Piece]:
         try:
             yield from self._run(streams)
-        except Exception:
+        except BaseException:  # Ctrl-C too
             self._failed = True
             raise
 

@@ -5,9 +5,12 @@ with sound at the end:  speak, respond, convert, continue_speech      in writing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from mimo_edge import _core
 from mimo_edge._core import InputError
@@ -186,8 +189,8 @@ class Model:
 
     def continue_speech(self, audio: AudioInput, *, seconds: float = 20.0, options: Options = DEFAULTS) -> Generation:
         """Go on speaking where a recording stops, for at most `seconds` (Base model); returns the new part only."""
-        if not seconds > 0:
-            raise InputError(f"continue_speech: expected more than 0 seconds, got {seconds}")
+        if not 0 < seconds < math.inf:
+            raise InputError(f"continue_speech: expected a number of seconds above 0, got {seconds}")
         engine, recording = self.engine, self.engine.open_prompt_audio(audio)
         positions = options.max_new_tokens or max(1, round(seconds / engine.facts.patch_s))
 
@@ -198,16 +201,19 @@ class Model:
         return Generation(engine, requests(), replace(options, max_new_tokens=positions))
 
     def encode(self, audio: AudioInput) -> Codes:
-        """Turn sound into codes: int32 [levels, code frames] at 25 Hz, all levels of the codec."""
+        """Turn sound into codes: int32 [levels, code frames], 25 Hz in the release, all levels of the codec."""
         return self.engine.codes(self.engine.whole(self.engine.open_codec_audio(audio)))
 
     def decode(self, codes: Codes) -> Wave:
-        """Turn codes int32 [n, T] (the first n levels) into sound, float32 [samples] at `rate_hz`."""
-        if codes.ndim != 2 or codes.shape[1] == 0:
-            raise InputError(
-                f"decode: expected codes [levels, frames] with at least one frame, got {list(codes.shape)}"
-            )
-        return self.engine.sound(codes)
+        """Turn codes, integers [n, T] (the first n levels), into sound, float32 [samples] at `rate_hz`.
+
+        Raises InputError for what is no array of codes, ShapeError for more levels than the codec has.
+        """
+        array = np.asarray(codes)
+        if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "iu":
+            got = f"{array.dtype} {list(array.shape)}"
+            raise InputError(f"decode: expected integers [levels, frames] with at least one frame, got {got}")
+        return self.engine.sound(array.astype(np.int64).clip(-1, 2**31 - 1).astype(np.int32))  # none wraps into range
 
     def _manner(self, speaks: bool, thinks: bool, system: str | None = None, voice: AudioInput | None = None) -> Manner:
         recording = None if voice is None else self.engine.open_prompt_audio(voice)

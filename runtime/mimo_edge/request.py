@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from mimo_edge._core import InputError, Sampling
 from mimo_edge.reply import Ids, Norms
 
 LOOK_AHEAD_FRAMES = 4  # one patch; chosen from the curve in docs/streaming.md
+MOST = 2**31 - 1  # of what is counted; no context holds more
+
+NormStart: TypeAlias = Literal["running", "seeded", "frozen"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +22,7 @@ class Options:
     text tokens and patches (None = the runaway guard's allowance, limits.py). text_sampling, speech_sampling: how
     tokens and codes are drawn (None = the task's own). look_ahead: code frames (40 ms) that streamed sound waits for.
     norms: where streamed sound takes the statistics of the codec's GroupNorms from (docs/streaming.md).
+    Raises InputError for values that cannot be.
     """
 
     seed: int = 0
@@ -27,13 +31,19 @@ class Options:
     text_sampling: Sampling | None = None
     speech_sampling: Sampling | None = None
     look_ahead: int = LOOK_AHEAD_FRAMES
-    norms: Literal["running", "seeded", "frozen"] = "seeded"
+    norms: NormStart = "seeded"
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise InputError(f"options: expected max_new_tokens of 1 or more, got {self.max_new_tokens}")
-        if self.look_ahead < 0:
-            raise InputError(f"options: expected look_ahead of 0 or more code frames, got {self.look_ahead}")
+        for name, value, least, most in (
+            ("seed", self.seed, 0, 2**64 - 1),
+            ("max_new_tokens", 1 if self.max_new_tokens is None else self.max_new_tokens, 1, MOST),
+            ("min_new_tokens", self.min_new_tokens, 0, MOST),
+            ("look_ahead", self.look_ahead, 0, MOST),
+        ):
+            if not least <= value <= most:
+                raise InputError(f"options: expected {name} from {least} to {most}, got {value}")
+        if self.norms not in get_args(NormStart):
+            raise InputError(f"options: expected norms of {' or '.join(get_args(NormStart))}, got {self.norms!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +89,14 @@ def test_a_recorders_open_ended_wav_is_legal(model: Model, tmp_path: Path) -> No
         (lambda folder: (SINE, 12), "rate"),
         (lambda folder: (SINE, 10_000_000), "rate"),
         (lambda folder: (SINE, 24000.5), "whole number"),
+        (lambda folder: (SINE, float("nan")), "whole number"),
+        (lambda folder: (SINE, "24000"), "whole number"),
+        (lambda folder: (24000, SINE), "one or two dimensions"),
+        (lambda folder: SINE, r"a file or \(samples, rate in Hz\), got ndarray alone"),
+        (lambda folder: (SINE, 24000, 1), r"a file or \(samples, rate in Hz\), got 3 values"),
+        (lambda folder: 7, "a file or .*got int alone"),
+        (lambda folder: (np.zeros((2, 0), np.float32), 24000), "zero samples"),
+        (lambda folder: (np.zeros((0, 2), np.float32), 24000), "zero samples"),
     ],
 )
 def test_what_is_no_sound_is_refused(
@@ -176,6 +186,8 @@ def test_prompts_longer_than_the_context(model: Model) -> None:
 
 
 def test_turns_that_say_nothing(model: Model) -> None:
+    with pytest.raises(InputError, match="at least one turn"):
+        model.respond([])
     with pytest.raises(InputError, match="neither"):
         model.respond([Turn(role="user")])
     with pytest.raises(InputError, match="text of what the assistant said"):
@@ -188,9 +200,53 @@ def test_codes_that_are_none(model: Model) -> None:
         np.zeros(8, np.int32),
         np.full((1, 4), 10**6, np.int32),
         np.full((1, 4), -1, np.int32),
+        np.full((1, 4), 2**33 + 1),  # in range once 32 bits are left of it
+        np.full((1, 4), 1.7),
+        np.zeros((99, 4), np.int32),
     ):
         with pytest.raises(Error):
             model.decode(codes)
+
+
+def test_codes_of_any_integers(model: Model) -> None:
+    codes = np.arange(4)[None]
+    sound = model.decode(codes)
+    for same in (codes.astype(np.uint8), codes.tolist()):
+        assert np.array_equal(model.decode(same), sound)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        ({"seed": -1}, "seed from 0"),
+        ({"seed": 2**64}, "seed from 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens from 1"),
+        ({"min_new_tokens": -1}, "min_new_tokens from 0"),
+        ({"look_ahead": 2**70}, "look_ahead from 0"),
+        ({"norms": "loud"}, "running or seeded or frozen, got 'loud'"),
+    ],
+)
+def test_options_that_cannot_be(wishes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Options(**wishes)
+
+
+def test_seconds_that_cannot_be(model: Model) -> None:
+    talk = model.conversation(options=Options(max_new_tokens=1))
+    talk.respond(text="a").result()
+    for seconds in (-1.0, float("nan")):
+        for use in (
+            lambda s: model.continue_speech((SINE, 24000), seconds=s),
+            lambda s: talk.listen(most_s=s),
+            talk.truncate,
+        ):
+            with pytest.raises(InputError, match="seconds"):
+                use(seconds)
+    with pytest.raises(InputError, match="seconds"):
+        model.continue_speech((SINE, 24000), seconds=float("inf"))
+    heard = talk.truncate(float("inf"))  # all of it
+    assert heard == talk.truncate(1e9)
+    assert talk.listen(most_s=float("inf")).feed(SINE, 24000) == len(SINE)
 
 
 def test_samplers_that_cannot_be(model: Model) -> None:
@@ -241,6 +297,14 @@ def test_altered_files(bundle: Path, name: str) -> None:
     data[-9] ^= 1
     (bundle / name).write_bytes(data)
     with pytest.raises(BundleError, match="sha256"):
+        mimo_edge.load(bundle)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_called_so(bundle: Path, make: Callable[[Path], None]) -> None:
+    (bundle / "lm.safetensors").unlink()
+    make(bundle / "lm.safetensors")
+    with pytest.raises(BundleError, match=r"lm\.safetensors, got: not a regular file"):
         mimo_edge.load(bundle)
 
 

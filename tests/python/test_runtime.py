@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mimo_edge
-from mimo_edge import Example, InputError, Model, Options, Sampling, Turn
+from mimo_edge import Example, Generation, InputError, Model, Options, Sampling, Turn
 from mimo_edge.audio import encode_wav, open_audio, read_audio, replace_file, write_wav
 from mimo_edge.limits import ALLOWANCES, Allowance
 from mimo_edge.progress import ProgressBar
@@ -180,11 +182,6 @@ def test_allowances_grow_with_the_input() -> None:
     assert ALLOWANCES["tts"].positions(tokens=10) == 128 + 60
 
 
-def test_options_refuse_no_tokens_at_all() -> None:
-    with pytest.raises(InputError, match="max_new_tokens"):
-        Options(max_new_tokens=0)
-
-
 def test_tap_sees_the_flow_in_order(clip: Any) -> None:
     names: list[str] = []
     model = mimo_edge.load(bundle_of(BUNDLED), threads=1, tap=lambda name, array: names.append(name))
@@ -270,6 +267,14 @@ def test_a_turn_that_fails_leaves_the_conversation_as_it_was(model: Model) -> No
     talk.respond(text="Hello.").result()
     with pytest.raises(InputError):
         talk.respond(text="a b c " * model.engine.facts.context).result()
+
+    def interrupt(running: Generation) -> None:
+        raise KeyboardInterrupt
+
+    stopped = talk.respond(text="Say much.")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.result(interrupt)
+    assert stopped.failed
     again = talk.respond(text="And?")
     again.result()
     other = model.conversation(speaks=False, options=GREEDY)
@@ -412,6 +417,25 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         replace_file(path, b"second")
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_a_pipe_is_written_into(tmp_path: Path) -> None:
+    """/dev/stdout is both: renamed onto, it would be gone for every program of the machine."""
+    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
+    file.write_bytes(b"old")
+    link.symlink_to(file)
+    replace_file(link, b"new")
+    assert (link.is_symlink(), file.read_bytes()) == (True, b"new")
+    os.mkfifo(pipe)
+    through = tmp_path / "through"
+    through.symlink_to(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_bytes)
+        replace_file(through, b"sound")
+        assert read.result() == b"sound"
+    assert (through.is_symlink(), pipe.is_fifo()) == (True, True)
+    with pytest.raises(mimo_edge.Error, match="directory"):
+        replace_file(tmp_path, b"")
 
 
 def test_silence_and_clipping_are_legal(model: Model) -> None:
