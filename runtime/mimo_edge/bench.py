@@ -177,6 +177,9 @@ class _Bench:
     def _language_model(self) -> None:
         lm, model = self._lm, self._model
         group, levels = lm["group_size"], lm["audio_channels"]
+        if self._context >= lm["max_position_embeddings"]:
+            most = lm["max_position_embeddings"]
+            raise _core.InputError(f"bench: expected a context below the model's {most} positions, got {self._context}")
         text = model.tokenize("a" * 4)[:1]
         prompt = np.tile(model.prompt_text(model.detokenize(text)), (1, self._context))[:, : self._context * group]
         state = _core.State(model, context=min(self._context + 64, lm["max_position_embeddings"]))

