@@ -65,10 +65,10 @@ CodecConfig parse_codec(const Json& object) {
     const Fields f(object, "codec");
     CodecConfig c = {
         .sampling_rate = f.count("sampling_rate"),
-        .nfft = f.count("nfft", 4),
+        .nfft = f.count("nfft", 4, 1 << 16),  // no file holds tables of these two sizes: a wrong one would fill memory
         .window_size = f.count("window_size", 2),
         .hop_length = f.count("hop_length"),
-        .n_mels = f.count("n_mels"),
+        .n_mels = f.count("n_mels", 1, 1 << 12),
         .fmin = f.at("fmin").number(),
         .fmax = f.at("fmax").is_null() ? std::nullopt : std::optional(f.at("fmax").number()),
         .d_model = f.count("d_model"),

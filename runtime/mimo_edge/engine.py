@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimo_edge import _core
-from mimo_edge._core import InputError
+from mimo_edge._core import BundleError, InputError
 from mimo_edge.audio import AudioInput, Recording, Wave, open_audio
 from mimo_edge.reply import Codes, Norms
 
@@ -51,8 +51,11 @@ class Facts:
 
     @staticmethod
     def read(config: dict[str, Any]) -> Facts:
-        """config: bundle.json."""
+        """config: bundle.json, whose sizes the core has checked. Raises BundleError for what only this reads."""
         codec, lm, tokens = config["codec"], config["lm"], config["tokens"]
+        _check("codec.max_audio_seconds", codec["max_audio_seconds"], ())
+        if (norms := config.get("decoder_norms")) is not None:
+            _check("decoder_norms", norms, (2, 2))
         frame_samples = codec["hop_length"] * codec["stride_size"] * codec["avg_pooler"]
         return Facts(
             rate_hz=codec["sampling_rate"],
@@ -66,8 +69,19 @@ class Facts:
             empty_code=lm["speech_zeroemb_idx"][0],
             tokens=tokens,
             marks=frozenset(tokens.values()),
-            norms=config.get("decoder_norms"),
+            norms=norms,
         )
+
+
+def _check(field: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raise BundleError unless `value` is an array of numbers of that shape."""
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        numbers = np.zeros(0)
+    if numbers.shape != shape or numbers.dtype.kind not in "iuf":
+        expected = f"numbers {list(shape)}" if shape else "a number"
+        raise BundleError(f"bundle.json: expected {field} to be {expected}, got {value!r:.60}; build the bundle again")
 
 
 def whole_patches(codes: Codes, levels: int, group: int) -> Codes:

@@ -315,6 +315,25 @@ def test_a_config_that_the_weights_contradict(bundle: Path) -> None:
         mimo_edge.load(bundle)
 
 
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("codec", {"nfft": 2**30}),
+        ("codec", {"n_mels": 2**30}),
+        ("codec", {"max_audio_seconds": None}),
+        ("codec", {"max_audio_seconds": "long"}),
+        (None, {"decoder_norms": [1, 2]}),
+        (None, {"decoder_norms": [[0, 1], [0]]}),
+        (None, {"decoder_norms": [["a", 1], [0, 1]]}),
+    ],
+)
+def test_sizes_and_facts_that_cannot_be(bundle: Path, part: str | None, changes: dict[str, Any]) -> None:
+    config = json.loads((bundle / "bundle.json").read_text())
+    edit(bundle, **({part: {**config[part], **changes}} if part else changes))
+    with pytest.raises(BundleError, match=f"{next(iter(changes))}.*expected|expected .*{next(iter(changes))}"):
+        mimo_edge.load(bundle)
+
+
 def test_a_token_the_tokenizer_lacks(bundle: Path) -> None:
     config = json.loads((bundle / "bundle.json").read_text())
     edit(bundle, tokens={**config["tokens"], "empty": config["lm"]["vocab_size"] + 7})
