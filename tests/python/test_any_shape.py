@@ -27,11 +27,11 @@ def random_shape(seed: int) -> dict[str, dict[str, Any]]:
     def one(*choices: Any) -> Any:
         return choices[draw.integers(len(choices))]
 
-    nfft, levels, quantizers = one(320, 400, 512, 960), int(draw.integers(1, 9)), int(draw.integers(8, 11))
+    nfft, levels, quantizers = one(320, 400, 512, 960), int(draw.integers(1, 13)), int(draw.integers(12, 15))
     codebooks = [int(n) for n in draw.integers(5, 40, quantizers)]
     heads = [int(n) for n in draw.integers(1, 5, 4)]
     codec = {
-        "sampling_rate": one(16000, 24000),
+        "sampling_rate": one(16000, 22050, 24000),
         "nfft": nfft,
         "window_size": one(nfft, nfft - 80),
         "hop_length": nfft // one(4, 5),
@@ -41,7 +41,8 @@ def random_shape(seed: int) -> dict[str, dict[str, Any]]:
         "d_model": 2 * heads[0] * heads[1] * int(draw.integers(2, 7)),  # an even share for each head
         "encoder_attention_heads": heads[0],
         "decoder_attention_heads": heads[1],
-        "avg_pooler": one(2, 3),
+        "stride_size": (stride := one(1, 2, 3)),
+        "avg_pooler": one(2, 3, 4),
         "encoder_layers": (layers := int(draw.integers(1, 4))),
         "encoder_skip_layer_id": one(None, layers),
         "encoder_ffn_dim": int(draw.integers(10, 90)),
@@ -49,7 +50,8 @@ def random_shape(seed: int) -> dict[str, dict[str, Any]]:
         "encoder_attn_window_size": one([-1, -1], [7, 3]),
         "decoder_layers": int(draw.integers(1, 4)),
         "decoder_ffn_dim": int(draw.integers(10, 90)),
-        "decoder_kernel_size": int(draw.integers(2, 5)),
+        "decoder_stride_size": stride,
+        "decoder_kernel_size": int(draw.integers(stride, 6)),
         "decoder_causal": one(True, False),
         "decoder_attn_window_size": one([-1, -1], [9, -1]),
         "vocoder_attention_heads": heads[2],
@@ -72,9 +74,9 @@ def random_shape(seed: int) -> dict[str, dict[str, Any]]:
         "rope_theta": one(640000, 1000),
         "rms_norm_eps": one(1e-6, 1e-5),
         "tie_word_embeddings": one(False, True),
-        "group_size": int(draw.integers(1, 6)),
+        "group_size": int(draw.integers(1, 9)),
         "audio_channels": levels,
-        "delay_pattern": one("-".join(str(n) for n in draw.integers(0, 6, levels)), 0) if levels > 1 else 2,
+        "delay_pattern": one("-".join(str(n) for n in draw.integers(0, 9, levels)), 0) if levels > 1 else 2,
         "speech_vocab_size": "-".join(str(n + 1) for n in codebooks[:levels]) if levels > 1 else codebooks[0] + 1,
         "speech_zeroemb_idx": "-".join(str(n) for n in codebooks[:levels]) if levels > 1 else codebooks[0],
         "local_attn_heads": heads[3],
