@@ -310,11 +310,14 @@ def _deliver(arguments: argparse.Namespace, model: Model, reply: Reply) -> None:
 
 def _keep(arguments: argparse.Namespace, model: Model, reply: Reply) -> dict[str, Any]:
     """Write the sound, if any, and report the timings; returns what --json shows."""
-    facts = _facts(reply)
+    facts, note = _facts(reply), None
     if reply.audio is not None:
         write_wav(arguments.out, reply.audio, model.rate_hz)
         facts["out"] = str(arguments.out)
-    _report(reply, facts.get("out"))
+        note = f"wrote {arguments.out}"
+    elif hasattr(arguments, "out") and not getattr(arguments, "text_out", False):
+        note = f"no sound came, {arguments.out} was not written"
+    _report(reply, note)
     return facts
 
 
@@ -338,8 +341,8 @@ def _facts(reply: Reply) -> dict[str, Any]:
     return {**facts, "timings": {name: None if s is None else round(s, 4) for name, s in timings.items()}}
 
 
-def _report(reply: Reply, out: str | None = None) -> None:
-    """One line on standard error: how long it took, against how much sound."""
+def _report(reply: Reply, note: str | None = None) -> None:
+    """One line on standard error: how long it took, against how much sound, and what became of the sound."""
     t = reply.timings
     parts = [f"done in {t.total_s:.2f} s" if t.rtf is None else f"{t.audio_s:.2f} s of sound in {t.total_s:.2f} s"]
     if t.rtf is not None:
@@ -352,8 +355,8 @@ def _report(reply: Reply, out: str | None = None) -> None:
         parts.append(f"first text after {t.first_text_s:.2f} s")
     if reply.stop_reason != "stop token":
         parts.append(f"ended by {reply.stop_reason}")
-    if out:
-        parts.append(f"wrote {out}")
+    if note:
+        parts.append(note)
     print(", ".join(parts), file=sys.stderr)
 
 

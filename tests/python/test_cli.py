@@ -237,13 +237,22 @@ def test_chat_writes_an_answer_a_turn(
     ]
     assert main(words) == 0
     assert {path.name for path in tmp_path.glob("a*.wav")} <= {"a-1.wav", "a-2.wav"}
-    assert capsys.readouterr().err.count("done in") + 2 >= 2
+    err = capsys.readouterr().err
+    assert all(f"a-{turn}.wav" in err for turn in (1, 2))  # written or not, each is named
 
 
-def test_convert_and_continue(bundle: str, clip: str, tmp_path: Path) -> None:
-    how = ["--bundle", bundle, "--greedy", "--max-new-tokens", "8", "-o", str(tmp_path / "o.wav")]
+def test_convert_and_continue(bundle: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "o.wav"
+    how = ["--bundle", bundle, "--greedy", "--max-new-tokens", "8", "-o", str(out)]
     assert main(["convert", clip, "--example", clip, "What it says.", clip, "--instruction", "Convert.", *how]) == 0
     assert main(["continue", clip, "--seconds", "1", *how]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 2
+    assert all((f"wrote {out}" in line) != (f"no sound came, {out} was not written" in line) for line in err)
+    out.unlink(missing_ok=True)
+    assert main(["speak", "a", "--greedy", "--max-new-tokens", "1", "-o", str(out)]) == 0  # its text comes first
+    assert f"no sound came, {out} was not written" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_encode_and_decode(bundle: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
