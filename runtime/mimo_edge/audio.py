@@ -120,7 +120,10 @@ def encode_wav(wave: Wave, rate_hz: int, suffix: str = ".wav") -> bytes:
 
 
 def write_wav(path: str | os.PathLike[str], wave: Wave, rate_hz: int) -> None:
-    """Write mono sound as PCM_16 (.wav or .flac by the name); the file appears whole or not at all."""
+    """Write mono sound, float32 [samples], as PCM_16 (.wav or .flac by the name); it appears whole or not at all.
+
+    Raises InputError for another name or shape, Error where it cannot be written.
+    """
     target = Path(path)
     replace_file(target, encode_wav(wave, rate_hz, target.suffix.lower()))
 

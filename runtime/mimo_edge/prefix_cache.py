@@ -7,6 +7,7 @@ which restores bit for bit and refuses another checkpoint, recipe or set of kern
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -24,10 +25,13 @@ MOST_IN_MEMORY = 8
 
 
 class PrefixCache:
-    """Beginnings by what they were made of; one cache may serve any number of conversations and voices."""
+    """Beginnings by what they were made of; one cache may serve any number of conversations and voices.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    folder: where they outlive the process, made when the first is kept; None = in memory alone.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self._folder = None if folder is None else Path(folder)
         self._memory: dict[str, Saved] = {}
 
     @staticmethod

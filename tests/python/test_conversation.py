@@ -296,7 +296,7 @@ def test_a_cached_beginning_is_a_computed_one(tmp_path: Path, model: Model) -> N
         return talk, generation.new_ids, np.concatenate([np.zeros(0, np.float32), *pieces_of])
 
     _, ids, sound = answer(None)
-    cold = PrefixCache(folder)
+    cold = PrefixCache(str(folder))
     answer(cold)
     files = list(folder.iterdir())
     assert len(files) == 1
