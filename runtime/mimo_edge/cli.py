@@ -172,7 +172,7 @@ def _add_bundles(add: _Adder, words: list[str]) -> None:
     bench.add_argument("--keep", type=Path, metavar="DIR", help="leave them there, and use them if they are there")
     bench.add_argument("--threads", type=_count, default=0, metavar="N", help="cores to use (default: all)")
     bench.add_argument("--context", type=_positive, default=256, metavar="N", help="positions read before decoding")
-    bench.add_argument("--compare", action="store_true", help="time other runtimes on the same shape (onnxruntime)")
+    bench.add_argument("--compare", action="store_true", help="time onnxruntime and llama.cpp on the same shape")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
 
