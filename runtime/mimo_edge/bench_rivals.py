@@ -119,9 +119,9 @@ def _llama_seconds(lm: dict[str, Any], threads: int) -> float:
         "ffn_up": (ffn, hidden),
         "ffn_down": (hidden, ffn),
     }
-    layers = min(
-        lm["num_hidden_layers"], max(1, round(_DISTINCT_BYTES / sum(n * k * 18 / 32 for n, k in shapes.values())))
-    )
+    layer_bytes = sum(n * k * 18 / 32 for n, k in shapes.values())
+    all_layers: int = lm["num_hidden_layers"]
+    layers: int = min(all_layers, max(1, round(_DISTINCT_BYTES / layer_bytes)))
     random = np.random.default_rng(0)
 
     def q4_0(n: int, k: int) -> Any:  # blocks of 32: a scale in half precision, 16 bytes of nibbles
@@ -174,5 +174,4 @@ def _llama_seconds(lm: dict[str, Any], threads: int) -> float:
             times.append(time.perf_counter() - start)
         llama.llama_free(context)
         llama.llama_model_free(model)
-    layers_in_all: int = lm["num_hidden_layers"]
-    return statistics.median(times[1:]) * layers_in_all / layers
+    return statistics.median(times[1:]) * all_layers / layers
