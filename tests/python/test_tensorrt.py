@@ -1,5 +1,5 @@
 """TensorRT compiles every graph ahead of time, without a GPU: float16 for SM 86 (Orin's stand-in), 89 and 120;
-quantised by `edge` for SM 86, by `fp8` for SM 89, the first that has E4M3.
+quantised by every recipe for SM 86, by `fp8` for SM 89, the first that has E4M3.
 
 The model has the released head widths (128, 64, 16), on which it depends whether TensorRT has a kernel, and few layers.
 """
@@ -35,7 +35,9 @@ from mimo_edge.export.random_checkpoint import _SHAPE_7B  # noqa: E402
 from mimo_edge.quantize.quantizer import quantize  # noqa: E402
 from mimo_edge.quantize.recipe import Recipe  # noqa: E402
 
-TARGETS = {"float opset24": (86, 89, 120), "float opset21": (86,), "edge opset24": (86,), "fp8 opset24": (89,)}
+RECIPES = {"int8": 86, "int8a8": 86, "fp8": 89, "int4": 86, "edge": 86}
+TARGETS: dict[str, tuple[int, ...]] = {"float opset24": (86, 89, 120), "float opset21": (86,)}
+TARGETS |= {f"{recipe} opset24": (sm,) for recipe, sm in RECIPES.items()}
 STAGES = ("codec_encoder", "codec_decoder", "patch_encoder", "backbone", "patch_decoder_step")
 SHAPE = {
     "lm": _SHAPE_7B["lm"]
@@ -63,7 +65,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exports(export: Path) -> dict[str, Path]:
     """By recipe, the folder of graphs."""
     folders = {"float": export}
-    for name in ("edge", "fp8"):
+    for name in RECIPES:
         bundle, folders[name] = export.parent / name, export.parent / f"graphs of {name}"
         quantize(Bundle.open(export.parent / "bundle", "test"), Recipe.read(name), bundle)
         export_onnx(bundle, folders[name], dtype="f16", flavours=("opset24",))
@@ -106,7 +108,7 @@ def test_prints_the_sizes(table: dict[tuple[str, str], dict[int, int]], capsys: 
             cells = (f"{sizes[sm] / 1e3:.0f}" if sm in sizes else "" for sm in columns)
             print(f"{stage + ' ' + kind:<34}" + "".join(f"{cell:>10}" for cell in cells))
     # packed weights are stored packed: an engine is smaller by about what the weights are
-    for recipe, sm in (("edge", 86), ("fp8", 89)):
+    for recipe, sm in RECIPES.items():
         assert table["backbone", f"{recipe} opset24"][sm] < table["backbone", "float opset24"][sm], recipe
 
 
