@@ -5,6 +5,7 @@
 Tensor names, config fields and tokenizer files are the released ones; the LM is the running average of its weights.
 bf16 rounds matrices only: vectors and codebooks stay float32, as a bundle keeps them. --sharpen multiplies the heads
 of the codes: at the reference's temperature of .9 they are then sampled as at .9 / SHARPEN, which a small model needs.
+--blend takes a share of the weights from an earlier LM of the same run: what it could and the later one forgot.
 """
 
 from __future__ import annotations
@@ -41,11 +42,17 @@ def export_codec(ckpt: Path, out: Path, dtype: torch.dtype) -> int:
     return books + sum(p.numel() for p in model.parameters())
 
 
-def export_lm(ckpt: Path, tokenizer: Path, out: Path, dtype: torch.dtype, sharpen: float) -> int:
-    """Returns the number of weights."""
+def export_lm(
+    ckpt: Path, earlier: tuple[str, str] | None, tokenizer: Path, out: Path, dtype: torch.dtype, sharpen: float
+) -> int:
+    """Returns the number of weights. earlier: a checkpoint, and its share."""
     out.mkdir(parents=True, exist_ok=True)
     model = lm.MimoLm()
-    model.load_state_dict(torch.load(ckpt, weights_only=True)["average"])
+    weights = torch.load(ckpt, weights_only=True)["average"]
+    if earlier:
+        other, share = torch.load(earlier[0], weights_only=True)["average"], float(earlier[1])
+        weights = {name: t.lerp(other[name], share) for name, t in weights.items()}
+    model.load_state_dict(weights)
     with torch.no_grad():
         for head in model.local_transformer_lm_heads:
             head.weight *= sharpen
@@ -66,11 +73,12 @@ def main() -> None:
     p.add_argument("tokenizer", type=Path)
     p.add_argument("out", type=Path)
     p.add_argument("--sharpen", type=float, default=1.0)
+    p.add_argument("--blend", nargs=2, metavar=("CKPT", "SHARE"))
     p.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     args = p.parse_args()
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     heard = export_codec(args.codec, args.out / "tokenizer_model", dtype)
-    said = export_lm(args.lm, args.tokenizer, args.out / "lm", dtype, args.sharpen)
+    said = export_lm(args.lm, args.blend, args.tokenizer, args.out / "lm", dtype, args.sharpen)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"codec {heard / 1e6:.2f} M, LM {said / 1e6:.2f} M weights, {size / 1e6:.1f} MB")
 
