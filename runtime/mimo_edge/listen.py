@@ -30,7 +30,7 @@ LOUD = 0.02  # a file's speech ends where it is this loud for the last time
 GAP_S = 0.6  # of silence before a simulated person speaks
 QUIET_DB = -70.0  # of full scale: the noise of a simulated room
 NOISE_S = 20  # of noise before it comes again
-DEMO_CONTEXT = 160  # positions: the demo bundle was trained on dialogues of two turns and loses its way in longer ones
+DEMO_CONTEXT = 160  # positions: the demo bundle was trained on dialogues of at most 200
 
 
 class FilesAsMicrophone:
