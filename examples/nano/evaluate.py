@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import mimo_edge
 from mimo_edge import Conversation, Model, Options, Reply, Sampling
+from mimo_edge.listen import DEMO_CONTEXT
 
 SHIPPED = Path(__file__).parents[2] / "tests/speech"
 WORD_S = 0.38  # a word of the default voice at its own pace
@@ -133,7 +134,7 @@ class Evaluation:
 
     def dialogue(self, i: int, clip: dict, wave: np.ndarray) -> None:
         if i % 4 == 0 or self.conversation is None:
-            self.conversation = self.model.conversation(context=160, options=Options(seed=i))
+            self.conversation = self.model.conversation(context=DEMO_CONTEXT, options=Options(seed=i))
         if clip["asked"]:
             import voices
 
