@@ -25,7 +25,7 @@ from mimo_edge.export.bundle import expected_tensors
 from mimo_edge.export.packed import FORMATS
 from mimo_edge.export.safetensors_io import input_error, nbytes_of
 from mimo_edge.export.tensor_table import stays_f32, stored_shape
-from mimo_edge.quantize.recipe import KV_BYTES, Recipe, recipe_names
+from mimo_edge.quantize.recipe import Recipe, kv_bytes, recipe_names
 
 EFFICIENCY = 0.6  # of the bandwidth that decoding reaches; 0.55 to 0.6 was measured on CPU, SPEED.md
 PREFILL_ROWS = 256  # positions the core computes at once (csrc/engine/native.cpp)
@@ -127,9 +127,8 @@ def needs(config: Mapping[str, Any], recipe: Recipe | None, context: int, float_
 
     head = "model.embed_tokens." if lm["tie_word_embeddings"] else "lm_head."
     text_table = 0.0 if lm["tie_word_embeddings"] else total("model.embed_tokens.")
-    kv_bytes = KV_BYTES["f32" if recipe is None else recipe.kv]
-    kv_position = 2 * lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * kv_bytes
-    kv = float(kv_position * context)
+    cached = 2 * lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * context
+    kv = cached * kv_bytes(recipe and recipe.kv, lm["head_dim"])
     patches = 1 / (codec["hop_length"] * codec["stride_size"] * codec["avg_pooler"] * lm["group_size"]
                    / codec["sampling_rate"])  # fmt: skip
     steps = lm["group_size"] + max(lm["delay_pattern"])

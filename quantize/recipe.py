@@ -7,7 +7,8 @@
 The first rule whose pattern (shell wildcards) fits a tensor's name decides; what no rule names stays as it is, and so
 do vectors, codebooks and transposed convolutions. weights: int8, int4, fp8 or float. activations: bits of the inputs of
 that matrix on the CPU, 16 (default) or 8. A negative number of a layer of the backbone counts from its end, as in
-"model.layers.-1.*". kv: how keys and values are kept, f16 (default) or f32. method: gptq corrects rounding by what
+"model.layers.-1.*". kv: how the backbone's keys and values are kept, f16 (default), f32
+or int8, a scale for every head and position. method: gptq corrects rounding by what
 calibration heard; rtn only rounds.
 """
 
@@ -27,7 +28,7 @@ from mimo_edge.export.safetensors_io import input_error
 from mimo_edge.export.tensor_table import is_transposed_conv, stays_f32
 
 METHODS = ("rtn", "gptq")
-KV_BYTES = {"f16": 2, "f32": 4}
+KV_TYPES = ("f16", "f32", "int8")
 _FROM_THE_END = re.compile(r"(?<=^model\.layers\.)-\d+")
 GATES = {  # name -> whether the measured value must be at least (or else: at most) the limit
     "text_agreement": True,  # share of text positions with the same likeliest token, teacher-forced
@@ -40,6 +41,11 @@ GATES = {  # name -> whether the measured value must be at least (or else: at mo
     "mel_distance": False,  # of rebuilt sound, dB above the original's
     "runaway_rate": False,  # share of prompts stopped by the guard
 }
+
+
+def kv_bytes(kind: str | None, head_dim: int) -> float:
+    """Bytes of a key or value of a head of head_dim; None: floats. int8 has a 2-byte scale a head and position."""
+    return {"f16": 2.0, "int8": 1 + 2 / head_dim}.get(kind or "f32", 4.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ def _check(recipe: Recipe, where: str) -> None:
 
     expect(recipe.group in GROUPS, f"group {', '.join(map(str, GROUPS))}", recipe.group)
     expect(recipe.method in METHODS, f"method {' or '.join(METHODS)}", recipe.method)
-    expect(recipe.kv in KV_BYTES, f"kv {' or '.join(KV_BYTES)}", recipe.kv)
+    expect(recipe.kv in KV_TYPES, f"kv {', '.join(KV_TYPES)}", recipe.kv)
     for rule in recipe.rules:
         expect(rule.weights in (*FORMATS, "float"), f"weights {', '.join(FORMATS)} or float", rule.weights)
         expect(rule.activations in (8, 16), "activations 8 or 16", rule.activations)

@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kPrefillRows = 256;  // positions computed at once: bounds the memory of a long prompt
 
 DType cache_type(const Config& config) {
-    return config.quantization && config.quantization->half_cache ? DType::f16 : DType::f32;
+    return config.quantization ? config.quantization->cache : DType::f32;
 }
 
 class NativeSequence final : public Sequence {
@@ -53,7 +53,7 @@ public:
         for (const KeyValues& layer : cache_.layers) {
             const size_t at = saved.size();
             saved.resize(at + static_cast<size_t>(layer.saved_size(cache_.length)));
-            layer.save(cache_.length, saved.data() + at);
+            layer.save(model_.context().kernels, cache_.length, saved.data() + at);
         }
         return saved;
     }

@@ -168,13 +168,14 @@ LmConfig parse_lm(const Json& object) {
 Quantization parse_quantization(const Json& object) {
     Quantization q = {.recipe = object.at("recipe").string(),
                       .group = Fields(object, "quantization").count("group"),
-                      .half_cache = false,
+                      .cache = DType::f32,
                       .activation_bits = {}};
     if (q.group % 32 != 0 || q.group > 1024)
         refuse("quantization.group", "to be a multiple of 32 up to 1024", std::to_string(q.group));
     if (const Json* kv = object.find("kv")) {
-        if (kv->string() != "f32" && kv->string() != "f16") refuse("quantization.kv", "f32 or f16", kv->string());
-        q.half_cache = kv->string() == "f16";
+        const std::string& kind = kv->string();
+        if (kind != "f32" && kind != "f16" && kind != "int8") refuse("quantization.kv", "f32, f16 or int8", kind);
+        q.cache = kind == "f32" ? DType::f32 : kind == "f16" ? DType::f16 : DType::i8;
     }
     for (const auto& [prefix, bits] : object.at("activation_bits").object()) {
         const int64_t value = bits.integer();

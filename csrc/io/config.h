@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/array.h"
 #include "io/json.h"
 
 namespace mimo {
@@ -63,8 +64,8 @@ struct SpecialTokens {
 // How the packed weights of a bundle are to be read.
 struct Quantization {
     std::string recipe;
-    int64_t group;            // columns that share a scale in 4-bit weights
-    bool half_cache = false;  // "kv": "f16": the backbone's cache is kept in half precision
+    int64_t group;             // columns that share a scale in 4-bit weights
+    DType cache = DType::f32;  // "kv": what the backbone's keys and values are kept as: f32, f16 or i8
     std::vector<std::pair<std::string, int>> activation_bits;  // tensor name prefix -> 8 or 16
 
     int activation_bits_of(const std::string& tensor) const;  // the longest prefix wins; none: 16

@@ -1,9 +1,11 @@
 #include "kernels/ops.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <deque>
+#include <type_traits>
 
 namespace mimo {
 namespace {
@@ -212,17 +214,20 @@ void rotate(const Context& context, Array& x, const Rope& rope) {
 
 namespace {
 
-void put(float value, float* to) {
-    *to = value;
+// One head at one position: n floats, `from` apart, to stored elements `to` apart.
+void put(const float* x, int64_t from, int64_t n, float* y, int64_t to, uint16_t*) {
+    for (int64_t i = 0; i < n; ++i) y[i * to] = x[i * from];
 }
-void put(float value, uint16_t* to) {
-    *to = float_to_half(value);
+void put(const float* x, int64_t from, int64_t n, uint16_t* y, int64_t to, uint16_t*) {
+    for (int64_t i = 0; i < n; ++i) y[i * to] = float_to_half(x[i * from]);
 }
-float get(float value) {
-    return value;
-}
-float get(uint16_t value) {
-    return half_to_float(value);
+// The scale has few enough bits that 127 of it are exact: floats made of the integers give the same integers and scale.
+void put(const float* x, int64_t from, int64_t n, int8_t* y, int64_t to, uint16_t* scale) {
+    float largest = 0.0f;
+    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i * from]));
+    *scale = float_to_bfloat(largest / 127.0f);
+    const float unit = bfloat_to_float(*scale), steps = unit >= FLT_MIN ? 1.0f / unit : 0.0f;
+    for (int64_t i = 0; i < n; ++i) y[i * to] = static_cast<int8_t>(std::lrint(x[i * from] * steps));
 }
 
 }  // namespace
@@ -230,23 +235,33 @@ float get(uint16_t value) {
 KeyValues::KeyValues(int64_t heads, int64_t head_dim, int64_t capacity, DType type)
     : heads_(heads), head_dim_(head_dim), capacity_((capacity + kLanes - 1) / kLanes * kLanes), type_(type) {
     // calloc: zero pages that the system backs only when they are written
-    const auto count = static_cast<size_t>(heads_ * head_dim_ * std::max(capacity_, kLanes));
-    const auto bytes = static_cast<size_t>(bytes_of(type));
-    keys_.reset(std::calloc(count, bytes));
-    values_.reset(std::calloc(count, bytes));
-    if (!keys_ || !values_) {
-        throw DeviceError(message("attention cache: expected ", 2 * count * bytes,
+    const auto positions = static_cast<size_t>(heads_ * std::max(capacity_, kLanes));
+    const auto bytes = positions * static_cast<size_t>(head_dim_ * bytes_of(type));
+    const size_t scales = type == DType::i8 ? positions * sizeof(uint16_t) : 1;
+    keys_.reset(std::calloc(bytes, 1));
+    values_.reset(std::calloc(bytes, 1));
+    key_scales_.reset(std::calloc(scales, 1));
+    value_scales_.reset(std::calloc(scales, 1));
+    if (!keys_ || !values_ || !key_scales_ || !value_scales_) {
+        throw DeviceError(message("attention cache: expected ", 2 * (bytes + scales),
                                   " bytes of memory, got none; use a smaller context"));
     }
 }
 
 template <typename Body>
 void KeyValues::visit(int64_t head, Body body) const {
-    const int64_t offset = head * capacity_ * head_dim_;
+    const auto as = [&]<typename Element>(Element*) {
+        const int64_t offset = head * capacity_ * head_dim_, scale = type_ == DType::i8 ? head * capacity_ : 0;
+        body(Rows<Element>{static_cast<Element*>(keys_.get()) + offset, static_cast<Element*>(values_.get()) + offset,
+                           static_cast<uint16_t*>(key_scales_.get()) + scale,
+                           static_cast<uint16_t*>(value_scales_.get()) + scale});
+    };
     if (type_ == DType::f32) {
-        body(static_cast<float*>(keys_.get()) + offset, static_cast<float*>(values_.get()) + offset);
+        as(static_cast<float*>(nullptr));
+    } else if (type_ == DType::f16) {
+        as(static_cast<uint16_t*>(nullptr));
     } else {
-        body(static_cast<uint16_t*>(keys_.get()) + offset, static_cast<uint16_t*>(values_.get()) + offset);
+        as(static_cast<int8_t*>(nullptr));
     }
 }
 
@@ -256,13 +271,11 @@ void KeyValues::write(const Context& context, int64_t first, const Array& k, con
     }
     context.pool.run(heads_, grain_for(heads_, k.rows * head_dim_), [&](int64_t begin, int64_t end) {
         for (int64_t h = begin; h < end; ++h) {
-            visit(h, [&](auto* keys, auto* values) {
+            visit(h, [&](auto rows) {
                 for (int64_t i = 0; i < k.rows; ++i) {
-                    const int64_t t = first + i;
-                    auto* lane = keys + t / kLanes * kLanes * head_dim_ + t % kLanes;
-                    const float *key = k.row(i) + h * head_dim_, *value = v.row(i) + h * head_dim_;
-                    for (int64_t d = 0; d < head_dim_; ++d) put(key[d], lane + d * kLanes);
-                    for (int64_t d = 0; d < head_dim_; ++d) put(value[d], values + t * head_dim_ + d);
+                    const int64_t t = first + i, at = h * head_dim_;
+                    put(k.row(i) + at, 1, head_dim_, rows.keys + key_at(t), kLanes, rows.key_scales + t);
+                    put(v.row(i) + at, 1, head_dim_, rows.values + t * head_dim_, 1, rows.value_scales + t);
                 }
             });
         }
@@ -271,11 +284,14 @@ void KeyValues::write(const Context& context, int64_t first, const Array& k, con
 
 void KeyValues::forget(int64_t count, int64_t written) {
     const int64_t kept = (written + kLanes - 1) / kLanes * kLanes - count;
-    const auto bytes = static_cast<size_t>(kept * head_dim_ * bytes_of(type_));
+    const auto move = [&](auto* rows, int64_t width) {
+        std::memmove(rows, rows + count * width, static_cast<size_t>(kept * width) * sizeof(*rows));
+    };
     for (int64_t h = 0; h < heads_; ++h) {
-        visit(h, [&](auto* keys, auto* values) {
-            std::memmove(keys, keys + count * head_dim_, bytes);
-            std::memmove(values, values + count * head_dim_, bytes);
+        visit(h, [&](auto rows) {
+            move(rows.keys, head_dim_);
+            move(rows.values, head_dim_);
+            if (type_ == DType::i8) move(rows.key_scales, 1), move(rows.value_scales, 1);
         });
     }
 }
@@ -284,28 +300,52 @@ int64_t KeyValues::saved_size(int64_t written) const {
     return 2 * heads_ * head_dim_ * ((written + kLanes - 1) / kLanes * kLanes);
 }
 
-void KeyValues::save(int64_t written, float* to) const {
-    const int64_t block = saved_size(written) / (2 * heads_);
+void KeyValues::save(const Kernels& kernels, int64_t written, float* to) const {
+    const int64_t head = saved_size(written) / heads_, positions = head / (2 * head_dim_);
+    for (int64_t h = 0; h < heads_; ++h) widen(kernels, h, positions, to + h * head);
+}
+
+void KeyValues::load(int64_t written, const float* from) {
+    const int64_t head = saved_size(written) / heads_, positions = head / (2 * head_dim_);
     for (int64_t h = 0; h < heads_; ++h) {
-        visit(h, [&](const auto* keys, const auto* values) {
-            for (int64_t i = 0; i < block; ++i) {
-                to[2 * h * block + i] = get(keys[i]);
-                to[(2 * h + 1) * block + i] = get(values[i]);
+        visit(h, [&](auto rows) {
+            const float *keys = from + h * head, *values = keys + positions * head_dim_;
+            for (int64_t t = 0; t < positions; ++t) {
+                const int64_t key = key_at(t), value = t * head_dim_;
+                put(keys + key, kLanes, head_dim_, rows.keys + key, kLanes, rows.key_scales + t);
+                put(values + value, 1, head_dim_, rows.values + value, 1, rows.value_scales + t);
             }
         });
     }
 }
 
-void KeyValues::load(int64_t written, const float* from) {
-    const int64_t block = saved_size(written) / (2 * heads_);
-    for (int64_t h = 0; h < heads_; ++h) {
-        visit(h, [&](auto* keys, auto* values) {
-            for (int64_t i = 0; i < block; ++i) {
-                put(from[2 * h * block + i], keys + i);
-                put(from[(2 * h + 1) * block + i], values + i);
+void KeyValues::widen(const Kernels& kernels, int64_t head, int64_t positions, float* to) const {
+    const int64_t count = positions * head_dim_;
+    visit(head, [&]<typename Element>(Rows<Element> rows) {
+        if constexpr (std::is_same_v<Element, float>) {
+            std::copy_n(rows.keys, count, to);
+            std::copy_n(rows.values, count, to + count);
+        } else if constexpr (std::is_same_v<Element, uint16_t>) {
+            kernels.widen(rows.keys, count, to);
+            kernels.widen(rows.values, count, to + count);
+        } else {
+            for (int64_t t = 0; t < positions; t += kLanes) {
+                float scales[kLanes];
+                for (int64_t i = 0; i < kLanes; ++i) scales[i] = bfloat_to_float(rows.key_scales[t + i]);
+                const int8_t* keys = rows.keys + t * head_dim_;
+                float* y = to + t * head_dim_;
+                for (int64_t d = 0; d < head_dim_ * kLanes; d += kLanes) {
+                    for (int64_t i = 0; i < kLanes; ++i) y[d + i] = static_cast<float>(keys[d + i]) * scales[i];
+                }
             }
-        });
-    }
+            for (int64_t t = 0; t < positions; ++t) {
+                const float scale = bfloat_to_float(rows.value_scales[t]);
+                const int8_t* values = rows.values + t * head_dim_;
+                float* y = to + count + t * head_dim_;
+                for (int64_t d = 0; d < head_dim_; ++d) y[d] = static_cast<float>(values[d]) * scale;
+            }
+        }
+    });
 }
 
 AttentionHead KeyValues::head(const Kernels& kernels, int64_t index, int64_t keys, std::vector<float>& space) const {
@@ -315,20 +355,15 @@ AttentionHead KeyValues::head(const Kernels& kernels, int64_t index, int64_t key
                           .head_dim = head_dim_,
                           .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_))};
     if (type_ == DType::f32) {
-        visit(index, [&](const auto* k, const auto* v) {
-            view.keys = reinterpret_cast<const float*>(k);
-            view.values = reinterpret_cast<const float*>(v);
-        });
+        view.keys = static_cast<const float*>(keys_.get()) + index * capacity_ * head_dim_;
+        view.values = static_cast<const float*>(values_.get()) + index * capacity_ * head_dim_;
         return view;
     }
-    const int64_t block = saved_size(keys) / (2 * heads_);
-    space.resize(static_cast<size_t>(2 * block));
-    visit(index, [&](const auto* k, const auto* v) {
-        kernels.widen(reinterpret_cast<const uint16_t*>(k), block, space.data());
-        kernels.widen(reinterpret_cast<const uint16_t*>(v), block, space.data() + block);
-    });
+    const int64_t count = saved_size(keys) / (2 * heads_);
+    space.resize(static_cast<size_t>(2 * count));
+    widen(kernels, index, count / head_dim_, space.data());
     view.keys = space.data();
-    view.values = space.data() + block;
+    view.values = space.data() + count;
     return view;
 }
 

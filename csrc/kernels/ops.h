@@ -61,7 +61,7 @@ void rotate(const Context& context, Array& x, const Rope& rope);
 // Keys and values of one attention layer in the layout the kernels read; memory appears as positions are written.
 class KeyValues {
 public:
-    // type: f32, or f16 for half the memory: what is written is rounded to half precision.
+    // type: f32; f16 for half the memory; i8 for a quarter, a scale for every head and position (and 2 bytes for it).
     KeyValues(int64_t heads, int64_t head_dim, int64_t capacity, DType type = DType::f32);
 
     int64_t heads() const { return heads_; }
@@ -75,12 +75,13 @@ public:
     // that sums over keys keep their order.
     void forget(int64_t count, int64_t written);
 
-    // The first `written` positions as floats, and back: saved_size(written) of them, whatever the capacity.
+    // The first `written` positions as floats, and back to the same bits: saved_size(written) of them, whatever the
+    // capacity.
     int64_t saved_size(int64_t written) const;
-    void save(int64_t written, float* to) const;
+    void save(const Kernels& kernels, int64_t written, float* to) const;
     void load(int64_t written, const float* from);
 
-    // What the kernels read of a head's first `keys` positions; halves become floats in `space`.
+    // What the kernels read of a head's first `keys` positions; in `space` where they are not kept as floats.
     AttentionHead head(const Kernels& kernels, int64_t index, int64_t keys, std::vector<float>& space) const;
 
 private:
@@ -88,14 +89,27 @@ private:
         void operator()(void* p) const { std::free(p); }
     };
 
-    // Calls body(keys, values) with pointers to the elements of a head, float or half.
+    // A head's memory; the scales mean nothing but for i8.
+    template <typename Element>
+    struct Rows {
+        Element *keys, *values;
+        uint16_t *key_scales, *value_scales;
+    };
+
+    // Calls body(Rows) with the elements' type: float, uint16_t for halves or int8_t.
     template <typename Body>
     void visit(int64_t head, Body body) const;
 
+    // A head's first positions, a multiple of kLanes, as floats: keys, then values.
+    void widen(const Kernels& kernels, int64_t head, int64_t positions, float* to) const;
+
+    int64_t key_at(int64_t position) const { return position / kLanes * kLanes * head_dim_ + position % kLanes; }
+
     int64_t heads_, head_dim_, capacity_;
     DType type_;
-    std::unique_ptr<void, Free> keys_;    // [heads, capacity / kLanes, head_dim, kLanes]
-    std::unique_ptr<void, Free> values_;  // [heads, capacity, head_dim]
+    std::unique_ptr<void, Free> keys_;                       // [heads, capacity / kLanes, head_dim, kLanes]
+    std::unique_ptr<void, Free> values_;                     // [heads, capacity, head_dim]
+    std::unique_ptr<void, Free> key_scales_, value_scales_;  // bfloat16 [heads, capacity]
 };
 
 // q [n, heads * head_dim], query i over keys ranges[i]; heads is a multiple of the cache's (each serves consecutive

@@ -188,8 +188,10 @@ class _Bench:
         self._time("prefill", lambda: state.prefill(prompt), runs=1)
         patch = np.stack([self._random.integers(0, size - 1, group) for size in lm["speech_vocab_size"]])
         position = model.prompt_audio(patch.astype(np.int32), False)
-        value_bytes = 2 if json.loads(model.config_json).get("quantization", {}).get("kv") == "f16" else 4
-        cached = lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * 2 * value_bytes * self._context
+        kv = json.loads(model.config_json).get("quantization", {}).get("kv")
+        value_bytes = importlib.import_module("mimo_edge.quantize.recipe").kv_bytes(kv, lm["head_dim"])
+        values = lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * 2
+        cached = int(values * value_bytes) * self._context
 
         def step() -> None:
             state.rewind(self._context)

@@ -75,7 +75,7 @@ TEST(packed_tensors_are_checked) {
                                R"("d":{"dtype":"F8_E4M3","shape":[1,1,16,4],"data_offsets":[864,928]}})";
     const Safetensors file(folder.write("w", safetensors(header, 928)));
     const Quantization quantization = {
-        .recipe = "test", .group = 32, .half_cache = false, .activation_bits = {{"a", 16}, {"", 8}}};
+        .recipe = "test", .group = 32, .cache = DType::f32, .activation_bits = {{"a", 16}, {"", 8}}};
     const Weights weights(file, &quantization);
     const Matrix a = weights.matrix("a", {17, 2, 4}), b = weights.matrix("b", {2, 8, 33}, 2);
     CHECK(a.rows == 17 && a.cols == 8 && a.type == DType::i8 && a.group == 8 && a.activation_bits == 16);

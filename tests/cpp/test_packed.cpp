@@ -94,33 +94,54 @@ TEST(halves_are_the_nearest) {
     CHECK(std::isnan(half_to_float(float_to_half(NAN))));
 }
 
-TEST(attention_on_a_cache_of_halves_is_that_on_rounded_keys_and_values) {
+// What a cache of the type keeps of x [n, heads * dim].
+Array kept(Array x, DType type, int64_t dim) {
+    for (int64_t at = 0; at < x.rows * x.cols; at += dim) {
+        const std::span<float> head(x.data.data() + at, static_cast<size_t>(dim));
+        float largest = 0.0f;
+        for (const float value : head) largest = std::max(largest, std::abs(value));
+        const float unit = bfloat_to_float(float_to_bfloat(largest / 127.0f));
+        for (float& value : head) {
+            value = type == DType::f16 ? half_to_float(float_to_half(value))
+                                       : unit * std::nearbyint(unit > 0.0f ? value / unit : 0.0f);
+        }
+    }
+    return x;
+}
+
+TEST(attention_on_a_smaller_cache_is_that_on_rounded_keys_and_values) {
     const int64_t n = 53, heads = 4, shared = 2, dim = 24;
     Array k(n, shared * dim), v(n, shared * dim), q(n, heads * dim), last(1, heads * dim);
     k.data = noise(n * shared * dim, 1), v.data = noise(n * shared * dim, 2), q.data = noise(n * heads * dim, 3);
     std::copy_n(q.row(n - 1), q.cols, last.row(0));
-    Array rounded_k = k, rounded_v = v;
-    for (Array* array : {&rounded_k, &rounded_v}) {
-        for (float& value : array->data) value = half_to_float(float_to_half(value));
-    }
+    std::fill_n(k.row(5), shared * dim, 0.0f);
+    for (int64_t i = 0; i < v.cols; ++i) v.row(7)[i] *= 1e6f, v.row(9)[i] *= 1e-6f;  // as far as halves reach
     std::vector<KeyRange> ranges;
     for (int64_t i = 0; i < n; ++i) ranges.push_back({0, i + 1});
-    for (const Kernels* kernels : shipping_tables()) {
-        const Pool pool(2);
-        const Context context = {pool, *kernels};
-        KeyValues halves(shared, dim, n, DType::f16), floats(shared, dim, n);
-        halves.write(context, 0, k, v);
-        floats.write(context, 0, rounded_k, rounded_v);
-        const Array all = attention(context, q, halves, ranges);
-        CHECK(same_bits(all.data, attention(context, q, floats, ranges).data));
-        const Array alone = attention(context, last, halves, {ranges.back()});
-        CHECK(std::equal(alone.data.begin(), alone.data.end(), all.row(n - 1)));
+    for (const DType type : {DType::f16, DType::i8}) {
+        const Array rounded_k = kept(k, type, dim), rounded_v = kept(v, type, dim);
+        for (const Kernels* kernels : shipping_tables()) {
+            const Pool pool(2);
+            const Context context = {pool, *kernels};
+            KeyValues small(shared, dim, n, type), floats(shared, dim, n);
+            small.write(context, 0, k, v);
+            floats.write(context, 0, rounded_k, rounded_v);
+            const Array all = attention(context, q, small, ranges);
+            CHECK(same_bits(all.data, attention(context, q, floats, ranges).data));
+            const Array alone = attention(context, last, small, {ranges.back()});
+            CHECK(std::equal(alone.data.begin(), alone.data.end(), all.row(n - 1)));
 
-        KeyValues copy(shared, dim, n, DType::f16);
-        std::vector<float> saved(static_cast<size_t>(halves.saved_size(n)));
-        halves.save(n, saved.data());
-        copy.load(n, saved.data());
-        CHECK(same_bits(attention(context, q, copy, ranges).data, all.data));
+            KeyValues copy(shared, dim, n, type);
+            std::vector<float> saved(static_cast<size_t>(small.saved_size(n)));
+            small.save(*kernels, n, saved.data());
+            copy.load(n, saved.data());
+            CHECK(same_bits(attention(context, q, copy, ranges).data, all.data));
+
+            small.forget(kLanes, n);
+            floats.forget(kLanes, n);
+            const std::vector<KeyRange> left = {{0, n - kLanes}};
+            CHECK(same_bits(attention(context, last, small, left).data, attention(context, last, floats, left).data));
+        }
     }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,7 @@ def test_plan_of_the_released_shape() -> None:
     floats, edge = needs(config, None, 2048), needs(config, Recipe.read("edge"), 2048)
     assert floats.file == pytest.approx(18.6e9, rel=0.01)
     assert edge.file <= 5.3e9
+    assert needs(config, replace(Recipe.read("edge"), kv="int8"), 2048).kv == edge.kv * (128 + 2) / 256
     assert advice(config, Recipe.read("edge"), 2048, device("orin-nx-16")) is None
     refused = advice(config, None, 2048, device("orin-nx-16"))
     assert refused is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mimo_edge import InputError
+from mimo_edge import InputError, _core
 from mimo_edge.export.bundle import Bundle
 from mimo_edge.export.packed import (
     FORMATS,
@@ -24,7 +24,7 @@ from mimo_edge.export.packed import (
 from mimo_edge.export.safetensors_io import SafetensorsFile, SafetensorsWriter
 from mimo_edge.quantize.plan import stored_bytes
 from mimo_edge.quantize.quantizer import quantize
-from mimo_edge.quantize.recipe import Recipe, recipe_names
+from mimo_edge.quantize.recipe import Recipe, Rule, recipe_names
 from mimo_edge.quantize.rounding import RATIOS, Correction, gptq, nearest
 
 SHAPES = [(1, 1), (3, 5), (16, 4), (16, 8), (17, 9), (31, 33), (33, 257)]
@@ -163,6 +163,28 @@ def test_every_recipe_writes_a_bundle_that_says_what_it_holds(name: str, tiny_bu
         packed = [info for info in file.tensors.values() if len(info.shape) == 4]
         assert packed
         assert all(info.offset % 64 == 0 for info in packed)
+
+
+@pytest.mark.parametrize(("kv", "error"), [("f16", 2e-3), ("int8", 5e-2)])
+def test_a_smaller_cache_serves_and_comes_back_from_a_saved_state(
+    kv: str, error: float, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    quantize(
+        Bundle.open(tiny_bundle, "test"),
+        Recipe("mine", "the cache alone", (Rule("decoder.layers.*", "int8"),), kv=kv),
+        tmp_path / "out",
+    )
+    floats, small, again = (_core.State(_core.Model.open(str(f))) for f in (tiny_bundle, *2 * [tmp_path / "out"]))
+    model = _core.Model.open(str(tiny_bundle))
+    prompt = model.prompt_text("".join(chr(97 + i % 26) for i in range(90)))
+    for state in (floats, small):
+        state.prefill(prompt)
+    assert 0 < np.abs(small.hidden() - floats.hidden()).max() <= error * np.abs(floats.hidden()).max()
+    again.restore(small.save())
+    assert again.save() == small.save()
+    for state in (again, small):
+        state.prefill(prompt)
+    assert np.array_equal(again.hidden(), small.hidden())
 
 
 def test_quantizing_twice_is_refused_and_an_interrupted_run_leaves_nothing(
