@@ -23,11 +23,12 @@ FORMAT, REVISION = "mimo-edge bundle", 1
 @dataclass(frozen=True, slots=True)
 class Part:
     """One file of weights. shapes: name -> the stored shape of the tensor it means, packed or not; group: columns that
-    share a scale in int4."""
+    share a scale in int4; input_scales: of matrices whose inputs graphs round."""
 
     file: SafetensorsFile
     shapes: Shapes
     group: int
+    input_scales: dict[str, float]
 
     def is_packed(self, name: str) -> bool:
         return f"{name}_scale" in self.file.tensors
@@ -83,9 +84,10 @@ class Bundle:
             if size != entry["bytes"]:
                 raise input_error(f"{command}: {path / name}: expected {entry['bytes']} bytes, got {size}; "
                                   "build or copy the bundle again")  # fmt: skip
-        group = config.get("quantization", {}).get("group", 128)
+        quantization = config.get("quantization", {})
+        facts = quantization.get("group", 128), quantization.get("input_scales", {})
         parts = {
-            name: Part(SafetensorsFile(path / f"{name}.safetensors"), _stored(shapes), group)
+            name: Part(SafetensorsFile(path / f"{name}.safetensors"), _stored(shapes), *facts)
             for name, shapes in expected_tensors(config).items()
         }
         return Bundle(path, config, hashlib.sha256(raw).hexdigest(), parts)

@@ -1,4 +1,5 @@
-"""What the layers of a model take in while it holds conversations: the second moments that GPTQ corrects by.
+"""What the layers of a model take in while it holds conversations: inputs, their ranges, by which smoothing goes, and
+their second moments, by which GPTQ corrects.
 
     clips -> conversations (conversations.py) -> the core, tapped -> inputs of every layer, on disk -> X^T X, on demand
 
@@ -36,9 +37,10 @@ class Calibration:
 
     def __init__(self, wanted: Iterable[str]) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="mimo-edge-calibration-")
-        self._wanted = {_source(name) for name in wanted}
+        self._wanted = {source(name) for name in wanted}
         self._rows: dict[str, int] = {}
         self._columns: dict[str, int] = {}
+        self._ranges: dict[str, Array] = {}
         self._waiting: dict[str, list[Array]] = {}  # kept but not on disk yet
         self.conversations = 0
 
@@ -56,17 +58,26 @@ class Calibration:
 
     def moments(self, name: str) -> Array | None:
         """Return the sum of x x^T over the inputs x of a layer, float32 [K, K]; None if it was never reached."""
-        source = _source(name)
-        if source not in self._rows:
+        inputs = self.inputs(name)
+        if inputs is None:
             return None
-        self._flush(source)
-        shape = self._rows[source], self._columns[source]
-        inputs: Array = np.memmap(self._path(source), "<f4", "r", shape=shape)
-        total = np.zeros((shape[1], shape[1]), np.float32)
-        for start in range(0, shape[0], _BLOCK_ROWS):
+        total = np.zeros((inputs.shape[1], inputs.shape[1]), np.float32)
+        for start in range(0, len(inputs), _BLOCK_ROWS):
             block = inputs[start : start + _BLOCK_ROWS]
             total += block.T @ block
         return total
+
+    def ranges(self, name: str) -> Array | None:
+        """Return the largest |x| of each input of a layer, float32 [K]; None if it was never reached."""
+        return self._ranges.get(source(name))
+
+    def inputs(self, name: str) -> Array | None:
+        """Return the inputs kept of a layer, float32 [rows, K], on disk; None if it was never reached."""
+        kept = source(name)
+        if kept not in self._rows:
+            return None
+        self._flush(kept)
+        return np.memmap(self._path(kept), "<f4", "r", shape=(self._rows[kept], self._columns[kept]))
 
     def __enter__(self) -> Calibration:
         return self
@@ -83,8 +94,12 @@ class Calibration:
             self._keep(name.removeprefix("input:"), array)
 
     def _keep(self, name: str, array: NDArray[np.float32]) -> None:
+        if name not in self._wanted or not len(array):
+            return
+        largest = np.abs(array).max(axis=0)
+        self._ranges[name] = np.maximum(self._ranges.get(name, largest), largest)
         rows = self._rows.get(name, 0)
-        if name not in self._wanted or rows >= MOST_ROWS or not len(array):
+        if rows >= MOST_ROWS:
             return
         kept = array[: MOST_ROWS - rows].copy()
         self._rows[name], self._columns[name] = rows + len(kept), kept.shape[1]
@@ -102,7 +117,7 @@ class Calibration:
         return Path(self._scratch.name) / name
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
     """The layer whose inputs a layer shares."""
     if name in _HIDDEN:
         return _HIDDEN[0]

@@ -47,9 +47,11 @@ def run_quantize(args: argparse.Namespace) -> int:
     bundle, recipe, started = Bundle.open(args.bundle, "quantize"), Recipe.read(args.recipe), time.monotonic()
     recipe = recipe.of_model(bundle.config)
     trained = bundle.config.get("trained") is not False
-    listens = recipe.method == "gptq" and not args.no_calibration and (trained or bool(args.calibrate))
-    if recipe.method == "gptq" and not listens:
-        print("note: no calibration: every matrix is rounded to nearest", file=sys.stderr)
+    wants = recipe.method == "gptq" or recipe.smooth is not None or recipe.static
+    listens = wants and not args.no_calibration and (trained or bool(args.calibrate))
+    if wants and not listens:
+        less = ", nothing is smoothed, graphs round no inputs" if recipe.smooth or recipe.static else ""
+        print(f"note: no calibration: every matrix is rounded to nearest{less}", file=sys.stderr)
     original = mimo_edge.load(args.bundle, threads=args.threads) if listens or (trained and not args.no_check) else None
     wanted = [name for part in bundle.parts.values() for name, shape in part.shapes.items()
               if recipe.rule(name, shape).weights != "float"]  # fmt: skip
@@ -66,7 +68,7 @@ def run_quantize(args: argparse.Namespace) -> int:
                 bar.total = total / 1e6
                 bar.update(done / 1e6 - bar.done)
 
-            config = quantize(bundle, recipe, args.out, moments=calibration.moments, calibration=facts,
+            config = quantize(bundle, recipe, args.out, heard=calibration, calibration=facts,
                               overwrite=args.overwrite, progress=progress)  # fmt: skip
     before, after = (sum(f["bytes"] for f in c["files"].values()) for c in (bundle.config, config))
     print(f"{args.out}: recipe {recipe.name}, {before:,} -> {after:,} bytes, {time.monotonic() - started:.0f} s")

@@ -3,7 +3,7 @@
     stages           cosine and signal-to-error ratio (dB) at every boundary between stages, same input
     teacher-forced   same conversation fed to both: share of positions with the same likeliest token or code, KL
     free-running     word errors of transcripts; word errors of speech as an independent judge hears it (judge.py); mel
-                     distance of rebuilt sound; share of prompts that the runaway guard had to stop
+                     distance, STOI and PESQ of rebuilt sound; share of prompts that the runaway guard had to stop
 
 A gate is a limit in the recipe (recipe.py, GATES); a value that could not be measured passes no gate and fails none.
 """
@@ -24,7 +24,7 @@ from mimo_edge import Model, Options
 from mimo_edge.engine import Tap
 from mimo_edge.export.safetensors_io import input_error
 from mimo_edge.quantize.conversations import GREEDY, Clip, Conversation, Step, conversations, follow
-from mimo_edge.quantize.judge import Judge, word_errors
+from mimo_edge.quantize.judge import Judge, sound_scores, word_errors
 from mimo_edge.quantize.recipe import GATES
 
 Array = NDArray[Any]
@@ -240,6 +240,9 @@ def evaluate(
         _differences(report)
         if judge is None:
             report.notes.append("pocketsphinx is not installed: nobody heard the speech")
+        for name, package in (("stoi", "pystoi"), ("pesq", "pesq")):
+            if name not in report.free["this"]:
+                report.notes.append(f"{package} is not installed: no {name.upper()}")
     return report
 
 
@@ -278,14 +281,17 @@ def _free(
     model: Model, clips: Sequence[Clip], judge: Judge | None, longest: int | None, progress: Progress | None
 ) -> dict[str, float]:
     """Let a model write, speak and rebuild by itself."""
-    wrote, spoke, distances = [0, 0], [0, 0], []
+    wrote, spoke = [0, 0], [0, 0]
+    rebuilt: list[dict[str, float]] = []
     runaways = asked = 0
     levels = model.engine.facts.levels
     for clip in clips:
         if progress:
             progress(f"free {clip.name}")
         codes = np.ascontiguousarray(model.engine.core.encode(clip.wave)[:levels])
-        distances.append(_mel_distance_db(model, clip.wave, model.engine.core.decode(codes)))
+        sound = model.engine.core.decode(codes)
+        rebuilt.append({"mel_distance_db": _mel_distance_db(model, clip.wave, sound)})
+        rebuilt[-1] |= sound_scores(clip.wave, sound, model.rate_hz)
         replies = [model.respond((clip.wave, model.rate_hz), options=Options(seed=1, max_new_tokens=longest)).result()]
         if clip.text is not None:
             heard = model.transcribe(
@@ -299,7 +305,8 @@ def _free(
                     said = judge.hear(audio, model.rate_hz) if audio is not None else ""
                     _add(spoke, word_errors(clip.text, said))
         runaways, asked = runaways + sum(r.stop_reason != "stop token" for r in replies), asked + len(replies)
-    out = {"mel_distance_db": float(np.mean(distances)), "runaway_rate": runaways / asked}
+    out = {name: float(np.mean([scores[name] for scores in rebuilt])) for name in rebuilt[0]}
+    out["runaway_rate"] = runaways / asked
     for name, (edits, words) in (("asr_word_errors", wrote), ("speech_word_errors", spoke)):
         if words:
             out[name] = edits / words
@@ -317,6 +324,9 @@ def _differences(report: Report) -> None:
     if original is None:
         return
     report.values["mel_distance"] = this["mel_distance_db"] - original["mel_distance_db"]
+    for gate, name in (("stoi_loss", "stoi"), ("pesq_loss", "pesq")):
+        if name in this:
+            report.values[gate] = original[name] - this[name]
     for gate, name in (("asr_points", "asr_word_errors"), ("speech_points", "speech_word_errors")):
         if name in this and name in original:
             report.values[gate] = 100 * (this[name] - original[name])

@@ -1,4 +1,4 @@
-"""An independent ear: what PocketSphinx (BSD, its model comes with the wheel) hears in a recording.
+"""An independent ear: what PocketSphinx (BSD, its model comes with the wheel) hears in a recording, and how well.
 
 It listens with its general English model, or, for the clips of the package, with a bigram of their domain
 (conversations/domain.arpa.gz, estimated from examples/nano/grammar.py, which knows no sentence by heart).
@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import importlib
 import importlib.util
+import math
 import tempfile
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 from mimo_edge import _core
 from mimo_edge.audio import Wave
 
-SPHINX_HZ = 16000
+SPHINX_HZ = PESQ_HZ = 16000
 PAD_SAMPLES = 3200  # 0.2 s of silence on both sides
 # words of the domain that the dictionary lacks
 SAID = {"mimo": "M IY M OW", "defroster": "D IH F R AO S T ER", "podcast": "P AA D K AE S T"}
@@ -61,6 +63,27 @@ class Judge:
         self._decoder.end_utt()
         found = self._decoder.hyp()
         return str(found.hypstr) if found else ""
+
+
+def sound_scores(recorded: Wave, rebuilt: Wave, rate_hz: int) -> dict[str, float]:
+    """STOI (0 to 1) and wideband PESQ (MOS-LQO, 1 to 4.6) of rebuilt speech, each if pystoi or pesq is installed.
+
+    Waves float32 [samples], compared over the length both have; NaN where they hold too little speech to compare.
+    """
+    count, out = min(len(recorded), len(rebuilt)), {}
+    a, b = (_core.resample(np.ascontiguousarray(x[:count], np.float32), rate_hz, PESQ_HZ) for x in (recorded, rebuilt))
+    if importlib.util.find_spec("pystoi"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # how it says that there is too little
+            try:
+                out["stoi"] = float(importlib.import_module("pystoi").stoi(a, b, PESQ_HZ))
+            except RuntimeWarning:
+                out["stoi"] = math.nan
+    if importlib.util.find_spec("pesq"):
+        pesq: Any = importlib.import_module("pesq")
+        score = pesq.pesq(PESQ_HZ, a, b, "wb", on_error=pesq.PesqError.RETURN_VALUES)
+        out["pesq"] = float(score) if score > 0 else math.nan
+    return out
 
 
 def words_of(text: str) -> list[str]:

@@ -128,7 +128,7 @@ def needs(config: Mapping[str, Any], recipe: Recipe | None, context: int, float_
     head = "model.embed_tokens." if lm["tie_word_embeddings"] else "lm_head."
     text_table = 0.0 if lm["tie_word_embeddings"] else total("model.embed_tokens.")
     cached = 2 * lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * context
-    kv = cached * kv_bytes(recipe and recipe.kv, lm["head_dim"])
+    kv = cached * kv_bytes(recipe.kv if recipe else None, lm["head_dim"])
     patches = 1 / (codec["hop_length"] * codec["stride_size"] * codec["avg_pooler"] * lm["group_size"]
                    / codec["sampling_rate"])  # fmt: skip
     steps = lm["group_size"] + max(lm["delay_pattern"])

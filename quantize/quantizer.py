@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,11 +24,12 @@ import numpy as np
 from mimo_edge.export.bundle import Bundle, Part, expected_tensors
 from mimo_edge.export.new_folder import Counter, Progress, check_space, check_target, new_folder, write_file
 from mimo_edge.export.packed import FORMATS, ROWS, Format, Quantised
-from mimo_edge.export.safetensors_io import Array, SafetensorsWriter, input_error, nbytes_of
+from mimo_edge.export.safetensors_io import SafetensorsWriter, input_error, nbytes_of
+from mimo_edge.quantize.calibration import Calibration
 from mimo_edge.quantize.recipe import Recipe
 from mimo_edge.quantize.rounding import Correction, gptq, nearest
+from mimo_edge.quantize.smoothing import Gain, gains, input_scales
 
-Moments = Callable[[str], Array | None]  # tensor name -> sum of x x^T over its inputs [K, K], or None: not heard
 _BLOCK_BYTES = 4 << 20  # float32 rows worked on at a time by a thread
 _MARGIN_BYTES = 1 << 20  # headers and bundle.json
 
@@ -70,14 +71,14 @@ def quantize(
     recipe: Recipe,
     out: Path,
     *,
-    moments: Moments = lambda name: None,
+    heard: Calibration | None = None,
     calibration: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write `bundle`, quantised by `recipe`, as the new folder `out`; return its bundle.json.
 
-    moments: what calibration heard (calibration.py); matrices it knows nothing of are rounded to nearest.
+    heard: what its layers took in; without it, matrices are rounded to nearest and nothing is smoothed or static.
     calibration: facts about it for bundle.json. progress: (weights done, weights in all, tensor).
     Raises InputError: already quantised, no rule that fits, target in the way, disk full. Nothing half-written stays.
     """
@@ -94,18 +95,21 @@ def quantize(
     weights = sum(math.prod(shape) for part in bundle.parts.values() for shape in part.shapes.values())
     counter = Counter(progress, weights)
     files: dict[str, Any] = {}
+    scales: dict[str, float] = {}
     check_space(out, size + len(tokenizer) + _MARGIN_BYTES, _failure)
     with new_folder(out, _failure) as folder:
         for name, plan in plans.items():
             path = folder / f"{name}.safetensors"
             with SafetensorsWriter(path, plan.header(recipe.group)) as writer:
-                _fill(plan, recipe, moments, writer, counter)
+                gain = gains(plan.part, recipe, heard)
+                scales |= input_scales(plan.part, recipe, heard, gain)
+                _fill(plan, recipe, heard, gain, writer, counter)
             files[path.name] = {"bytes": writer.bytes, "sha256": writer.sha256}
         write_file(folder / "tokenizer.json", tokenizer)
         files["tokenizer.json"] = bundle.config["files"]["tokenizer.json"]
         config = bundle.config | {
             "producer": f"mimo-edge {metadata.version('mimo-edge')}",
-            "quantization": _describe(bundle, recipe, calibration),
+            "quantization": _describe(bundle, recipe, calibration, scales),
             "files": files,
         }
         write_file(folder / "bundle.json", as_json(config))
@@ -129,12 +133,19 @@ def amend(out: Path, facts: dict[str, Any]) -> None:
     partial.replace(out / "bundle.json")
 
 
-def _fill(plan: Plan, recipe: Recipe, moments: Moments, writer: SafetensorsWriter, counter: Counter) -> None:
+def _fill(
+    plan: Plan,
+    recipe: Recipe,
+    heard: Calibration | None,
+    gain: dict[str, Gain],
+    writer: SafetensorsWriter,
+    counter: Counter,
+) -> None:
     part, scales = plan.part, {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, form in plan.packed.items():
             columns, made = part.matrix_shape(name)[1], []
-            for block in _rounded(part, name, form, recipe, moments, pool):
+            for block in _rounded(part, name, form, recipe, heard, gain.get(name, Gain()), pool):
                 weight, scale = block.packed()
                 writer.write(name, weight)
                 made.append(scale)
@@ -144,23 +155,32 @@ def _fill(plan: Plan, recipe: Recipe, moments: Moments, writer: SafetensorsWrite
         writer.write(f"{name}_scale", scales.pop(name))
     infos = part.file.tensors
     for name in sorted(plan.kept, key=lambda kept: infos[kept].dtype != "F32"):
-        writer.write(name, part.file.read(name))
+        values = part.file.read(name)
+        writer.write(name, values * gain[name].rows if name in gain else values)  # a norm is F32
         counter.add(math.prod(infos[name].shape), name)
 
 
 def _rounded(
-    part: Part, name: str, form: Format, recipe: Recipe, moments: Moments, pool: ThreadPoolExecutor
+    part: Part,
+    name: str,
+    form: Format,
+    recipe: Recipe,
+    heard: Calibration | None,
+    gain: Gain,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[Quantised]:
-    """Yield a matrix in blocks of rows, in order, rounded by the threads of the pool."""
+    """Yield a matrix times its gain in blocks of rows, in order, rounded by the threads of the pool."""
     rows, columns = part.matrix_shape(name)
-    heard = moments(name) if recipe.method == "gptq" else None
-    correction = None if heard is None else Correction.of(heard)
+    moments = heard.moments(name) if heard and recipe.method == "gptq" else None
+    correction = None if moments is None else Correction.of(moments / gain.columns / gain.columns[:, None])
+    row_gain = np.broadcast_to(gain.rows, rows)
     step = max(ROWS, _BLOCK_BYTES // (4 * columns) // ROWS * ROWS)
 
     def work(start: int) -> Quantised:
         weight = part.rows(name, start, min(start + step, rows))
         if not np.isfinite(weight).all():
             raise input_error(f"quantize: {name}: expected finite weights, got NaN or infinity")
+        weight = weight * gain.columns * row_gain[start : start + step, None]
         if correction is not None:
             return gptq(weight, form, recipe.group, correction)
         return nearest(weight, form, recipe.group)
@@ -174,7 +194,9 @@ def _rounded(
         yield future.result()
 
 
-def _describe(bundle: Bundle, recipe: Recipe, calibration: dict[str, Any] | None) -> dict[str, Any]:
+def _describe(
+    bundle: Bundle, recipe: Recipe, calibration: dict[str, Any] | None, scales: dict[str, float]
+) -> dict[str, Any]:
     released = {name: shape for shapes in expected_tensors(bundle.config).values() for name, shape in shapes.items()}
     rules = {name: recipe.rule(name, shape) for name, shape in released.items()}
     bits = {name: rule.activations for name, rule in rules.items() if rule.weights != "float"}
@@ -184,9 +206,11 @@ def _describe(bundle: Bundle, recipe: Recipe, calibration: dict[str, Any] | None
         "about": recipe.about,
         "group": recipe.group,
         "kv": recipe.kv,
+        "smooth": recipe.smooth,
         "method": recipe.method if calibration else "rtn",
         "calibration": calibration,
         "activation_bits": dict.fromkeys(_prefixes(eight, sixteen), 8),
+        "input_scales": scales,
         "rules": [{"tensors": r.tensors, "weights": r.weights, "activations": r.activations} for r in recipe.rules],
         "gates": recipe.gates,
         "source": {"name": bundle.config["name"], "sha256": bundle.sha256},

@@ -6,10 +6,11 @@
 
 The first rule whose pattern (shell wildcards) fits a tensor's name decides; what no rule names stays as it is, and so
 do vectors, codebooks and transposed convolutions. weights: int8, int4, fp8 or float. activations: bits of the inputs of
-that matrix on the CPU, 16 (default) or 8. A negative number of a layer of the backbone counts from its end, as in
-"model.layers.-1.*". kv: how the backbone's keys and values are kept, f16 (default), f32
-or int8, a scale for every head and position. method: gptq corrects rounding by what
-calibration heard; rtn only rounds.
+that matrix, 16 (default) or 8. A negative number of a layer of the backbone counts from its end, as in
+"model.layers.-1.*". kv: how the backbone's keys and values are kept, f16 (default), f32 or int8, a scale for every
+head and position. method: gptq corrects rounding by what calibration heard; rtn only rounds. smooth: SmoothQuant's
+alpha, 0 to 1 (smoothing.py). static: graphs round the 8-bit inputs of int8 and fp8 matrices too, by one fixed scale
+that calibration measured (the core rounds those of int8 and int4, by a scale a row found on the way).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ GATES = {  # name -> whether the measured value must be at least (or else: at mo
     "asr_points": False,  # word errors of transcripts, percentage points above the original's
     "speech_points": False,  # word errors of speech, as an independent judge hears it, likewise
     "mel_distance": False,  # of rebuilt sound, dB above the original's
+    "stoi_loss": False,  # of rebuilt speech, below the original's
+    "pesq_loss": False,  # likewise, MOS-LQO
     "runaway_rate": False,  # share of prompts stopped by the guard
 }
 
@@ -70,6 +73,8 @@ class Recipe:
     group: int = 128
     method: str = "rtn"
     kv: str = "f16"
+    smooth: float | None = None
+    static: bool = False
     gates: dict[str, float] = field(default_factory=dict)
 
     def rule(self, name: str, shape: tuple[int, ...]) -> Rule:
@@ -133,6 +138,8 @@ def _check(recipe: Recipe, where: str) -> None:
     expect(recipe.group in GROUPS, f"group {', '.join(map(str, GROUPS))}", recipe.group)
     expect(recipe.method in METHODS, f"method {' or '.join(METHODS)}", recipe.method)
     expect(recipe.kv in KV_TYPES, f"kv {', '.join(KV_TYPES)}", recipe.kv)
+    expect(recipe.smooth is None or 0 <= recipe.smooth <= 1, "smooth between 0 and 1", recipe.smooth)
+    expect(isinstance(recipe.static, bool), "static true or false", recipe.static)
     for rule in recipe.rules:
         expect(rule.weights in (*FORMATS, "float"), f"weights {', '.join(FORMATS)} or float", rule.weights)
         expect(rule.activations in (8, 16), "activations 8 or 16", rule.activations)

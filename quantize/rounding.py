@@ -40,7 +40,7 @@ def best_scale(weight: Floats, form: Format, group: int, energy: Floats | None =
     least = np.full(absmax.shape, np.inf, np.float32)
     for ratio in RATIOS[form.name]:
         scale = _storable(absmax * np.float32(ratio / form.largest), form)
-        error = _to_grid(blocks, scale[..., None], form)
+        error = to_grid(blocks, scale[..., None], form)
         error *= scale[..., None]
         error -= blocks
         np.square(error, out=error)
@@ -87,7 +87,7 @@ def gptq(weight: Floats, form: Format, group: int, correction: Correction) -> Qu
         errors = np.empty((stop - start, len(weight)), np.float32)
         for j in range(start, stop):
             step = scale[:, of_group[j]]
-            numbers = _to_grid(rest[j], step, form)
+            numbers = to_grid(rest[j], step, form)
             rounded[order[j]] = fp8_bits(numbers) if form.name == "fp8" else numbers
             errors[j - start] = (rest[j] - numbers * step) / root[j, j]
             rest[j + 1 : stop] -= root[j, j + 1 : stop, None] * errors[j - start]
@@ -96,13 +96,13 @@ def gptq(weight: Floats, form: Format, group: int, correction: Correction) -> Qu
 
 
 def _rounded(weight: Floats, scale: Floats, form: Format, group: int) -> Array:
-    numbers = _to_grid(_by_group(weight, form, group), scale[..., None], form)
+    numbers = to_grid(_by_group(weight, form, group), scale[..., None], form)
     numbers = numbers.reshape(len(weight), -1)[:, : weight.shape[1]]
     return fp8_bits(numbers) if form.name == "fp8" else numbers.astype(np.int8)
 
 
-def _to_grid(values: Floats, scale: Floats, form: Format) -> Floats:
-    """The nearest numbers of the format to values / scale; 0 where the scale is."""
+def to_grid(values: Floats, scale: Floats, form: Format) -> Floats:
+    """Return the nearest numbers of the format to values / scale; 0 where the scale is."""
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     numbers = values * inverse
     if form.name == "fp8":

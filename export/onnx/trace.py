@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
@@ -23,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mimo_edge.export.onnx.ops import FLAVOURS, Ops
 from mimo_edge.export.onnx.stages import FLOAT, Port, Stage
-from mimo_edge.export.onnx.weights import TORCH_DTYPES, Weight, offsets
+from mimo_edge.export.onnx.weights import TORCH_DTYPES, Dequantized, Weight, offsets
 
 FOLD_BYTES = 1 << 16  # the optimiser computes constants up to this size; larger weights are never read
 # of the axes while tracing; any would do, if they differ
@@ -97,6 +98,7 @@ def _external(stage: Stage, weight: Weight, table: Mapping[str, int], folder: Pa
 def _dequantize(model: ir.Model, stage: Stage, folder: Path) -> None:
     """Put DequantizeLinear in the place of every quantised weight: numbers and scales are what the file holds."""
     graph, table = model.graph, offsets(stage.weights)
+    rounded: dict[tuple[ir.Value, float], ir.Value] = {}
     for weight in stage.weights:
         made = weight.dequantized
         if made is None or weight.name not in graph.initializers:
@@ -111,9 +113,37 @@ def _dequantize(model: ir.Model, stage: Stage, folder: Path) -> None:
         node = ir.node("DequantizeLinear", parts, attributes, name=f"{weight.name}_dequantize")
         old, new = graph.initializers[weight.name], node.outputs[0]
         new.name, new.type, new.shape = f"{weight.name}_dequantized", old.type, old.shape
+        if made.input_scale is not None:
+            for user in [user for user, index in old.uses() if index == 1]:  # MatMul, Gemm, Conv: the input comes first
+                if (x := user.inputs[0]) is not None:
+                    user.replace_input_with(0, _rounded(graph, x, made, rounded))
         ir.convenience.replace_all_uses_with(old, new)
         del graph.initializers[weight.name]
         graph.insert_before(graph[0], node)
+
+
+def _rounded(
+    graph: ir.Graph, x: ir.Value, made: Dequantized, known: dict[tuple[ir.Value, float], ir.Value]
+) -> ir.Value:
+    """x through QuantizeLinear and DequantizeLinear, in the numbers of the weight it meets; once for all its users."""
+    assert made.input_scale is not None
+    if (x, made.input_scale) in known:
+        return known[x, made.input_scale]
+    kind, name, dtype = _IR_DTYPES[made.numbers.dtype], f"{x.name}_{len(known)}", _IR_DTYPES[made.scale.dtype]
+    tensor = ir.tensor(np.array(made.input_scale, dtype.numpy()), dtype, name=f"{name}_scale")
+    scale = ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(()), const_value=tensor)
+    graph.register_initializer(scale)
+    quantized = ir.node("QuantizeLinear", [x, scale], {"output_dtype": kind}, name=f"{name}_quantize")
+    dequantized = ir.node("DequantizeLinear", [quantized.outputs[0], scale], name=f"{name}_dequantize")
+    for node, label, type_ in ((quantized, "quantized", ir.TensorType(kind)), (dequantized, "dequantized", x.type)):
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"{name}_{label}", type_, x.shape
+    maker = x.producer()
+    if maker is None:
+        graph.insert_before(graph[0], [quantized, dequantized])
+    else:
+        graph.insert_after(maker, [quantized, dequantized])
+    known[x, made.input_scale] = dequantized.outputs[0]
+    return dequantized.outputs[0]
 
 
 def _name_ports(model: ir.Model, stage: Stage) -> None:

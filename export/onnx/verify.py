@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from mimo_edge.export.onnx.cases import LIMITS, Subject, cases, facts_of
 from mimo_edge.export.onnx.graph import Graph
 from mimo_edge.export.reference import Reference
@@ -37,6 +39,7 @@ def verify_onnx(
         raise input_error(f"verify-onnx: expected graphs in {' or '.join(LIMITS)}, got {described['dtype']}, which "
                           "the CPU provider of ONNX Runtime cannot run; export again with --dtype f32")  # fmt: skip
     reference = Reference.open(bundle)
+    scales = reference.config.get("quantization", {}).get("input_scales", {})
     arrays = Goldens(goldens or folder)  # the export's folder holds none
     check = Check(arrays)
     for entry in described["graphs"]:
@@ -48,7 +51,16 @@ def verify_onnx(
             with check.attempt(label):
                 if subject is None:
                     graph = Graph(folder, entry, described["dtype"], threads)
+                    _check_input_scales(check, f"{entry['stage']} {entry['flavour']} input scales", graph, scales)
                     subject = Subject(graph, reference, check, described["dtype"], arrays if goldens else None)
                 subject.case = label
                 case(subject)
     return [report for report in check.reports() if report.name != "ledger"]
+
+
+def _check_input_scales(check: Check, label: str, graph: Graph, scales: dict[str, float]) -> None:
+    """Those inputs are rounded whose scales the bundle has, by these scales, and no others."""
+    here = {name: scale for name, scale in scales.items() if f"{name}_quantized" in graph.constants}
+    expected = {name: float(np.array(scale, graph.dtype)) for name, scale in here.items()}
+    if expected or graph.input_scales:
+        check.equal(label, "by weight", expected, graph.input_scales)

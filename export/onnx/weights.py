@@ -89,12 +89,14 @@ class Dequantized:
     """DequantizeLinear(numbers, scale, axis, block_size): what a packed weight of the bundle means.
 
     block_size: of consecutive numbers along `axis` that share a scale; 0: one scale for each index of `axis`.
+    input_scale: QuantizeLinear and DequantizeLinear by it stand before the other factor; None: nothing does.
     """
 
     numbers: Weight
     scale: Weight
     axis: int
     block_size: int
+    input_scale: float | None
 
 
 def stored(weights: Sequence[Weight]) -> list[Weight]:
@@ -168,6 +170,7 @@ def _dequantized(
         Weight(f"{name}_scale", length, "F32", dtype, scales),
         rows if groups == 1 else 1 - rows,
         0 if groups == 1 else file.group,
+        file.input_scales.get(name),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +17,24 @@ import ml_dtypes  # noqa: E402
 import onnx  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
+import mimo_edge  # noqa: E402
 from mimo_edge.export.bundle import Bundle  # noqa: E402
 from mimo_edge.export.onnx.verify import verify_onnx  # noqa: E402
 from mimo_edge.export.onnx.writer import export_onnx  # noqa: E402
 from mimo_edge.export.packed import fp8_bits, fp8_values  # noqa: E402
+from mimo_edge.quantize.calibration import Calibration  # noqa: E402
+from mimo_edge.quantize.conversations import Clip  # noqa: E402
 from mimo_edge.quantize.quantizer import quantize  # noqa: E402
 from mimo_edge.quantize.recipe import Recipe  # noqa: E402
 
-# every format, every kind of tensor that has one: linear, convolution, text table and head
+# every format, every kind of tensor that has one: linear, convolution, text table and head; inputs rounded and not
 RULES = [
     {"tensors": "model.layers.*.mlp.*", "weights": "int4"},
-    {"tensors": "model.layers.1.self_attn.*", "weights": "fp8"},
+    {"tensors": "model.layers.1.self_attn.*", "weights": "fp8", "activations": 8},
     {"tensors": "model.embed_tokens.*", "weights": "int4"},
     {"tensors": "local_transformer.layers.*", "weights": "fp8"},
     {"tensors": "decoder.layers.*", "weights": "int4"},
+    {"tensors": "*layers.*", "weights": "int8", "activations": 8},
     {"tensors": "*", "weights": "int8"},
 ]
 
@@ -36,9 +42,13 @@ RULES = [
 @pytest.fixture(scope="module")
 def quantised(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantised")
-    recipe = {"name": "mixed", "about": "", "group": 32, "rules": RULES}
+    recipe = {"name": "mixed", "about": "", "group": 32, "static": True, "smooth": 0.5, "rules": RULES}
     (folder / "mixed.json").write_text(json.dumps(recipe))
-    quantize(Bundle.open(tiny_bundle, "test"), Recipe.read(str(folder / "mixed.json")), folder / "bundle")
+    model, bundle = mimo_edge.load(tiny_bundle, threads=1), Bundle.open(tiny_bundle, "test")
+    noise = np.random.default_rng(0).normal(0, 0.1, model.rate_hz // 4).astype(np.float32)
+    with Calibration(name for part in bundle.parts.values() for name in part.shapes) as heard:
+        heard.hear(model, [Clip("noise", noise, None)])
+        quantize(bundle, Recipe.read(str(folder / "mixed.json")), folder / "bundle", heard=heard)
     return folder / "bundle"
 
 
@@ -53,6 +63,25 @@ def test_quantised_graphs_compute_what_the_bundle_means(quantised: Path, graphs:
     reports = verify_onnx(graphs, quantised)
     assert len(reports) >= 9
     assert [str(report) for report in reports if not report.passed] == []
+    scales = [report for report in reports if report.name.endswith("input scales")]
+    assert {report.name.split()[0] for report in scales} >= {"codec_encoder", "codec_decoder", "backbone"}
+
+
+def test_a_graph_that_rounds_inputs_by_another_scale_is_found(quantised: Path, graphs: Path, tmp_path: Path) -> None:
+    export = tmp_path / "graphs"
+    shutil.copytree(graphs, export)
+    described = json.loads((export / "export.json").read_bytes())
+    described["graphs"] = [entry for entry in described["graphs"] if entry["stage"] == "patch_encoder"]
+    (entry,) = described["graphs"]
+    model = onnx.load(str(export / entry["file"]), load_external_data=False)
+    scale = next(node for node in model.graph.node if node.op_type == "QuantizeLinear").input[1]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == scale)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(tensor), scale))
+    onnx.save(model, str(export / entry["file"]))
+    entry["sha256"] = hashlib.sha256((export / entry["file"]).read_bytes()).hexdigest()
+    (export / "export.json").write_text(json.dumps(described))
+    failed = [report.name for report in verify_onnx(export, quantised) if not report.passed]
+    assert failed == ["patch_encoder opset24 input scales"]
 
 
 def test_graphs_hold_the_numbers_of_the_bundle(quantised: Path, graphs: Path) -> None:
@@ -64,7 +93,7 @@ def test_graphs_hold_the_numbers_of_the_bundle(quantised: Path, graphs: Path) ->
         held = {tensor.name: tensor for tensor in model.graph.initializer}
         assert {entry.version for entry in model.opset_import if entry.domain == ""} == {24}
         for node in model.graph.node:
-            if node.op_type != "DequantizeLinear":
+            if node.op_type != "DequantizeLinear" or node.input[0] not in held:
                 continue
             name = node.input[0].removesuffix("_quantized")
             part = next(part for part in bundle.parts.values() if name in part.shapes)

@@ -21,8 +21,10 @@ if os.environ.get("MIMO_REQUIRE_TENSORRT") != "1":  # where it is set, a missing
 for needed in ("torch", "onnx", "onnxscript", "onnx_ir"):
     pytest.importorskip(needed, reason="graphs are made with the extra [onnx]")
 
+import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 
+import mimo_edge  # noqa: E402
 from mimo_edge import InputError  # noqa: E402
 from mimo_edge.engines import check_identity, load_tensorrt  # noqa: E402
 from mimo_edge.export.bundle import Bundle  # noqa: E402
@@ -32,6 +34,8 @@ from mimo_edge.export.onnx import cli as onnx_cli  # noqa: E402
 from mimo_edge.export.onnx.trt import build_engine  # noqa: E402
 from mimo_edge.export.onnx.writer import export_onnx  # noqa: E402
 from mimo_edge.export.random_checkpoint import _SHAPE_7B  # noqa: E402
+from mimo_edge.quantize.calibration import Calibration  # noqa: E402
+from mimo_edge.quantize.conversations import Clip  # noqa: E402
 from mimo_edge.quantize.quantizer import quantize  # noqa: E402
 from mimo_edge.quantize.recipe import Recipe  # noqa: E402
 
@@ -65,10 +69,15 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exports(export: Path) -> dict[str, Path]:
     """By recipe, the folder of graphs."""
     folders = {"float": export}
-    for name in RECIPES:
-        bundle, folders[name] = export.parent / name, export.parent / f"graphs of {name}"
-        quantize(Bundle.open(export.parent / "bundle", "test"), Recipe.read(name), bundle)
-        export_onnx(bundle, folders[name], dtype="f16", flavours=("opset24",))
+    floats = Bundle.open(export.parent / "bundle", "test")
+    model = mimo_edge.load(floats.path)
+    noise = np.random.default_rng(0).normal(0, 0.1, model.rate_hz // 4).astype(np.float32)
+    with Calibration(name for part in floats.parts.values() for name in part.shapes) as heard:
+        heard.hear(model, [Clip("noise", noise, None)])
+        for name in RECIPES:
+            bundle, folders[name] = export.parent / name, export.parent / f"graphs of {name}"
+            quantize(floats, Recipe.read(name), bundle, heard=heard)
+            export_onnx(bundle, folders[name], dtype="f16", flavours=("opset24",))
     return folders
 
 
