@@ -9,8 +9,11 @@ import argparse
 import importlib
 import io
 import json
+import signal
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,9 +38,11 @@ def demo(arguments: argparse.Namespace) -> int:
     arguments.stream = True  # the point of the demo is how soon it speaks
     _say(arguments, "heard:    ")
     heard = _finish(model.transcribe(command, options=options_of(model, "asr", arguments)), "listening", arguments)
+    _stop_if_cancelled(heard)
     _say(arguments, "answered: ")
     generation = model.respond(command, options=options_of(model, "spoken_dialogue", arguments))
-    facts = {"heard": heard.text, **_keep(arguments, model, _finish(generation, "answering", arguments))}
+    answered = _finish(generation, "answering", arguments)
+    facts = {"heard": heard.text, **_keep(arguments, model, answered)}
     if arguments.json:
         print_json(facts)
     elif model.config.get("trained") is False:
@@ -129,6 +134,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
             if not arguments.out and not arguments.json and not arguments.stream:
                 print(lines[-1], flush=True)
             _report(reply)
+            _stop_if_cancelled(reply)
     finally:  # whatever ends the work, what was written down is kept
         if lines and arguments.out:
             replace_file(arguments.out, ("\n".join(lines) + "\n").encode())
@@ -206,6 +212,7 @@ def chat(arguments: argparse.Namespace) -> int:
             reply = _finish(conversation.respond(audio), f"answering {audio}", arguments)
             _print_text(arguments, reply)
             results.append({"file": audio, **_keep(arguments, model, reply)})
+            _stop_if_cancelled(reply)
     finally:
         if results and arguments.json:
             print_json(results if several else results[0])
@@ -283,8 +290,33 @@ def options_of(model: Model, task: str, arguments: argparse.Namespace) -> Option
 def _finish(generation: Generation, label: str, arguments: argparse.Namespace, total_s: float | None = None) -> Reply:
     """Run to the end, with the text as it comes (--stream) or a progress bar.
 
+    The first Ctrl-C ends the answer with what there is of it, to be delivered; the second ends the command at once.
     total_s: length of the input where progress is measured in it, None to count positions.
     """
+    with _interrupt_cancels(generation):
+        return _run(generation, label, arguments, total_s)
+
+
+@contextmanager
+def _interrupt_cancels(generation: Generation) -> Iterator[None]:
+    def cancel(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        generation.cancel()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop_if_cancelled(reply: Reply) -> None:
+    """Go on as Ctrl-C does, now that what there is has been delivered."""
+    if reply.stop_reason == "cancelled":
+        raise KeyboardInterrupt
+
+
+def _run(generation: Generation, label: str, arguments: argparse.Namespace, total_s: float | None) -> Reply:
     if arguments.stream and not arguments.json:
         for piece in generation:
             print(piece.text, end="", flush=True)
@@ -306,6 +338,7 @@ def _deliver(arguments: argparse.Namespace, model: Model, reply: Reply) -> None:
     facts = _keep(arguments, model, reply)
     if arguments.json:
         print_json(facts)
+    _stop_if_cancelled(reply)
 
 
 def _keep(arguments: argparse.Namespace, model: Model, reply: Reply) -> dict[str, Any]:

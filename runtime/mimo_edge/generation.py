@@ -114,13 +114,14 @@ class Generation:
     def _whole(self, text: str) -> Reply:
         """Assemble the reply of all answers; only transcribing has more than one."""
         last = self._answers[-1]
+        reasons = ["cancelled"] if self._cancelled else [answer.stop_reason for answer in self._answers]
         audio_s = len(last.audio) / self._engine.facts.rate_hz if last.audio is not None else self.heard_s
         return Reply(
             text=last.parity_text if self._engine.parity else text,
             audio=last.audio,
             codes=last.codes,
             timings=self.clock.timings(audio_s, last.underruns),
-            stop_reason=next((a.stop_reason for a in self._answers if a.stop_reason != "stop token"), "stop token"),
+            stop_reason=next((reason for reason in reasons if reason != "stop token"), "stop token"),
             thinking=last.thinking,
         )
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from golden_folders import BUNDLED, bundle_of
 
 import mimo_edge
 from mimo_edge import commands
+from mimo_edge.answer import Answer
 from mimo_edge.cli import main
 from mimo_edge.verify.goldens import Goldens
 
@@ -305,6 +307,36 @@ def test_interruption_is_status_130(bundle: str, clip: str, monkeypatch: pytest.
 
     monkeypatch.setattr("mimo_edge.model.Model.transcribe", interrupt)
     assert main(["transcribe", clip, "--bundle", bundle]) == 130
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_an_interrupted_transcript_is_kept_as_far_as_it_came(
+    stream: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second piece of one recording: the first is printed and written, the third is not made."""
+    sound, rate = soundfile.read(mimo_edge.demo_command(), dtype="float32")
+    path, out = tmp_path / "long.wav", tmp_path / "said.txt"
+    soundfile.write(path, np.tile(np.pad(sound, (0, 28 * rate)), 3), rate)
+    whole = mimo_edge.load().transcribe(str(path)).result().text
+    count, begin = 0, Answer.__init__
+
+    def counting(self: Answer, *words: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            signal.raise_signal(signal.SIGINT)
+        begin(self, *words)
+
+    monkeypatch.setattr(Answer, "__init__", counting)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["transcribe", str(path), "-o", str(out), *stream]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    said = out.read_text().strip()
+    assert said
+    assert whole.startswith(said)
+    assert said != whole
+    assert count == 2
+    assert "interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
