@@ -284,7 +284,10 @@ def _add_listen(add: _Adder) -> None:
         "--fast", action="store_true", help="with --simulate: as if computing took no time; finds turns, not latencies"
     )
     live.add_argument(
-        "--interrupt", type=_seconds, metavar="S", help="every second file speaks S seconds into an answer"
+        "--interrupt",
+        type=_seconds,
+        metavar="S",
+        help="with --simulate: every second file speaks S seconds into an answer",
     )
     live.add_argument(
         "--noise", type=_number, default=listen.QUIET_DB, metavar="DB", help="of the simulated room (pink)"

@@ -180,8 +180,9 @@ def run(arguments: argparse.Namespace) -> int:
         print_json,
     )
 
-    if arguments.fast and not arguments.simulate:
-        raise InputError("listen: expected --simulate with --fast, got a microphone, whose time nobody can hurry")
+    for name in ("fast", "minutes", "interrupt", "out"):
+        if getattr(arguments, name) and not arguments.simulate:
+            raise InputError(f"listen: expected --simulate FILE with --{name}, got a microphone")
     model = open_model(arguments)
     waves = [_resampled(path, arguments.rate) for path in arguments.simulate or ()]
     talk = model.conversation(

@@ -433,7 +433,14 @@ def test_a_simulated_session_is_itself_again_and_its_memory_is_flat(capsys: pyte
     assert long["memory_mib"]["last"] <= long["memory_mib"]["middle"] + 8
     same = ("turns", "audio_s", "positions_ready", "simulated_s", "said", "cut_off")
     assert [twins[0][name] for name in same] == [twins[1][name] for name in same]
-    assert main(["listen", "--fast"]) == 1
+
+
+@pytest.mark.parametrize("words", [["--fast"], ["--minutes", "1"], ["--interrupt", "0.5"], ["-o", "answers.wav"]])
+def test_what_belongs_to_a_simulation_is_refused_at_a_microphone(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["listen", *words]) == 1
+    assert "expected --simulate" in capsys.readouterr().err
 
 
 def test_a_sound_card_is_played_and_heard(monkeypatch: pytest.MonkeyPatch, model: mimo_edge.Model) -> None:
