@@ -118,8 +118,13 @@ def whisper() -> Hear:
 
 
 def in_words(text: str) -> str:
-    """As the grammar says it: "101.3" -> "one hundred and one point three", "4 2 0" -> digits, "mph" in full."""
+    """As the grammar says it: "101.3" -> "one hundred and one point three", "4 2 0" -> digits, "mph" in full.
+
+    A recogniser writes a time as it likes: "at 2.30" and "at 230" are "at two thirty" as much as "at 2:30" is.
+    """
     text = re.sub(r"\bmph\b", "miles per hour", re.sub(r"\b(kph|km/h|kmh)\b", "kilometers per hour", text.lower()))
+    text = re.sub(r"\bkm\b", "kilometers", text)
+    text = re.sub(r"\bat (\d{1,2})\.?([0-5]\d)\b(?!\.\d|\s*(?:%|percent|degrees|miles|kilometers))", r"at \1:\2", text)
     out = []
     for mark, said in (("%", " percent "), ("°", " degrees "), (",", " "), ("-", " "), (":00", " "), (":", " ")):
         text = text.replace(mark, said)

@@ -14,7 +14,7 @@ CAR_LINES = 2000  # lines of a shard in which only the car speaks
 SHIPPED = 40  # sentences
 SHIPPED_VOICES = ["heart", "deep", "mellow", "h08", "slt_hts", "awb", "es_us"]  # and the one never heard
 TEST_CLIPS = 600
-UNHEARD_CLIPS = 240
+UNHEARD_CLIPS = 500
 
 
 @dataclass(slots=True)

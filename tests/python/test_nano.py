@@ -35,6 +35,23 @@ def test_hears_held_out_commands(model: Model) -> None:
     assert score.error <= 0.05, str(score)
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("Meet Anna at 2.30.", "meet anna at two thirty"),
+        ("at 230", "at two thirty"),
+        ("at 12:15, at 1215", "at twelve fifteen at twelve fifteen"),
+        ("green at 100%", "green at one hundred percent"),
+        ("at 100 percent, at 10", "at one hundred percent at ten"),
+        ("at 107.4", "at one hundred and seven point four"),
+        ("101.3, 80 km/h, 80 km per hour", "one hundred and one point three" + 2 * " eighty kilometers per hour"),
+        ("Dial 4 2 0 1", "dial four two zero one"),
+    ],
+)
+def test_figures_a_recogniser_writes_are_read_as_they_were_said(written: str, said: str) -> None:
+    assert judge.in_words(written) == said
+
+
 def test_judge_understands_the_answers(model: Model) -> None:
     score, understood = judge.Score(), 0
     lines = [line for line in LINES if line["voice"] == "heart"][:20]
