@@ -31,16 +31,12 @@ _FEEDS = {  # what gives channels -> the matrices of its layer that take them in
 }
 
 
-def _one() -> Array:
-    return np.ones(1, np.float32)
-
-
 @dataclass(slots=True)
 class Gain:
     """What a tensor is multiplied by, float32: rows (of a vector, its numbers) by [N] or [1], columns by [K] or [1]."""
 
-    rows: Array = field(default_factory=_one)
-    columns: Array = field(default_factory=_one)
+    rows: Array = field(default_factory=lambda: np.ones(1, np.float32))
+    columns: Array = field(default_factory=lambda: np.ones(1, np.float32))
 
 
 def gains(part: Part, recipe: Recipe, heard: Calibration | None) -> dict[str, Gain]:
@@ -70,16 +66,17 @@ def gains(part: Part, recipe: Recipe, heard: Calibration | None) -> dict[str, Ga
 def input_scales(part: Part, recipe: Recipe, heard: Calibration | None, gain: dict[str, Gain]) -> dict[str, float]:
     """The scales of the inputs that a recipe with `static` rounds in graphs, of least squared error, by matrix."""
     out: dict[str, float] = {}
-    found: dict[str, float | None] = {}
+    found: dict[tuple[str, str], float | None] = {}  # layers that take in the same have one scale a format
     if heard is None or not recipe.static:
         return out
     for name in part.shapes:
         if not _rounds_inputs(recipe, part, name):
             continue
-        if source(name) not in found:
-            form = FORMATS[recipe.rule(name, part.shapes[name]).weights]
-            found[source(name)] = _best_scale(heard.inputs(name), gain.get(name, Gain()), form)
-        if (scale := found[source(name)]) is not None:
+        form = FORMATS[recipe.rule(name, part.shapes[name]).weights]
+        key = source(name), form.name
+        if key not in found:
+            found[key] = _best_scale(heard.inputs(name), gain.get(name, Gain()), form)
+        if (scale := found[key]) is not None:
             out[name] = scale
     return out
 

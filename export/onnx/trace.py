@@ -98,7 +98,7 @@ def _external(stage: Stage, weight: Weight, table: Mapping[str, int], folder: Pa
 def _dequantize(model: ir.Model, stage: Stage, folder: Path) -> None:
     """Put DequantizeLinear in the place of every quantised weight: numbers and scales are what the file holds."""
     graph, table = model.graph, offsets(stage.weights)
-    rounded: dict[tuple[ir.Value, float], ir.Value] = {}
+    rounded: dict[tuple[ir.Value, ir.DataType, float], ir.Value] = {}
     for weight in stage.weights:
         made = weight.dequantized
         if made is None or weight.name not in graph.initializers:
@@ -123,13 +123,14 @@ def _dequantize(model: ir.Model, stage: Stage, folder: Path) -> None:
 
 
 def _rounded(
-    graph: ir.Graph, x: ir.Value, made: Dequantized, known: dict[tuple[ir.Value, float], ir.Value]
+    graph: ir.Graph, x: ir.Value, made: Dequantized, known: dict[tuple[ir.Value, ir.DataType, float], ir.Value]
 ) -> ir.Value:
     """x through QuantizeLinear and DequantizeLinear, in the numbers of the weight it meets; once for all its users."""
     assert made.input_scale is not None
-    if (x, made.input_scale) in known:
-        return known[x, made.input_scale]
-    kind, name, dtype = _IR_DTYPES[made.numbers.dtype], f"{x.name}_{len(known)}", _IR_DTYPES[made.scale.dtype]
+    kind, dtype, name = _IR_DTYPES[made.numbers.dtype], _IR_DTYPES[made.scale.dtype], f"{x.name}_{len(known)}"
+    key = x, kind, made.input_scale
+    if key in known:
+        return known[key]
     tensor = ir.tensor(np.array(made.input_scale, dtype.numpy()), dtype, name=f"{name}_scale")
     scale = ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(()), const_value=tensor)
     graph.register_initializer(scale)
@@ -142,8 +143,8 @@ def _rounded(
         graph.insert_before(graph[0], [quantized, dequantized])
     else:
         graph.insert_after(maker, [quantized, dequantized])
-    known[x, made.input_scale] = dequantized.outputs[0]
-    return dequantized.outputs[0]
+    known[key] = dequantized.outputs[0]
+    return known[key]
 
 
 def _name_ports(model: ir.Model, stage: Stage) -> None:
