@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -40,7 +40,6 @@ class Calibration:
         self._wanted = {source(name) for name in wanted}
         self._rows: dict[str, int] = {}
         self._columns: dict[str, int] = {}
-        self._ranges: dict[str, Array] = {}
         self._waiting: dict[str, list[Array]] = {}  # kept but not on disk yet
         self.conversations = 0
 
@@ -62,14 +61,14 @@ class Calibration:
         if inputs is None:
             return None
         total = np.zeros((inputs.shape[1], inputs.shape[1]), np.float32)
-        for start in range(0, len(inputs), _BLOCK_ROWS):
-            block = inputs[start : start + _BLOCK_ROWS]
+        for block in _blocks(inputs):
             total += block.T @ block
         return total
 
     def ranges(self, name: str) -> Array | None:
         """Return the largest |x| of each input of a layer, float32 [K]; None if it was never reached."""
-        return self._ranges.get(source(name))
+        inputs = self.inputs(name)
+        return None if inputs is None else np.max([np.abs(block).max(axis=0) for block in _blocks(inputs)], axis=0)
 
     def inputs(self, name: str) -> Array | None:
         """Return the inputs kept of a layer, float32 [rows, K], on disk; None if it was never reached."""
@@ -94,12 +93,8 @@ class Calibration:
             self._keep(name.removeprefix("input:"), array)
 
     def _keep(self, name: str, array: NDArray[np.float32]) -> None:
-        if name not in self._wanted or not len(array):
-            return
-        largest = np.abs(array).max(axis=0)
-        self._ranges[name] = np.maximum(self._ranges.get(name, largest), largest)
         rows = self._rows.get(name, 0)
-        if rows >= MOST_ROWS:
+        if name not in self._wanted or rows >= MOST_ROWS or not len(array):
             return
         kept = array[: MOST_ROWS - rows].copy()
         self._rows[name], self._columns[name] = rows + len(kept), kept.shape[1]
@@ -115,6 +110,10 @@ class Calibration:
 
     def _path(self, name: str) -> Path:
         return Path(self._scratch.name) / name
+
+
+def _blocks(inputs: Array) -> Iterator[Array]:
+    return (inputs[start : start + _BLOCK_ROWS] for start in range(0, len(inputs), _BLOCK_ROWS))
 
 
 def source(name: str) -> str:

@@ -145,7 +145,7 @@ def _fill(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, form in plan.packed.items():
             columns, made = part.matrix_shape(name)[1], []
-            for block in _rounded(part, name, form, recipe, heard, gain.get(name, Gain()), pool):
+            for block in _rounded(part, name, form, recipe, heard, gain.get(name), pool):
                 weight, scale = block.packed()
                 writer.write(name, weight)
                 made.append(scale)
@@ -166,21 +166,23 @@ def _rounded(
     form: Format,
     recipe: Recipe,
     heard: Calibration | None,
-    gain: Gain,
+    gain: Gain | None,
     pool: ThreadPoolExecutor,
 ) -> Iterator[Quantised]:
     """Yield a matrix times its gain in blocks of rows, in order, rounded by the threads of the pool."""
     rows, columns = part.matrix_shape(name)
     moments = heard.moments(name) if heard and recipe.method == "gptq" else None
-    correction = None if moments is None else Correction.of(moments / gain.columns / gain.columns[:, None])
-    row_gain = np.broadcast_to(gain.rows, rows)
+    if moments is not None and gain is not None:
+        moments /= gain.columns * gain.columns[:, None]
+    correction = None if moments is None else Correction.of(moments)
     step = max(ROWS, _BLOCK_BYTES // (4 * columns) // ROWS * ROWS)
 
     def work(start: int) -> Quantised:
         weight = part.rows(name, start, min(start + step, rows))
         if not np.isfinite(weight).all():
             raise input_error(f"quantize: {name}: expected finite weights, got NaN or infinity")
-        weight = weight * gain.columns * row_gain[start : start + step, None]
+        if gain is not None:
+            weight = weight * gain.columns * np.broadcast_to(gain.rows, rows)[start : start + step, None]
         if correction is not None:
             return gptq(weight, form, recipe.group, correction)
         return nearest(weight, form, recipe.group)

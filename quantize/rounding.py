@@ -9,6 +9,7 @@ Both work on blocks of rows, which do not know of each other.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,16 +32,25 @@ def nearest(weight: Floats, form: Format, group: int, energy: Floats | None = No
     return Quantised(form, group, _rounded(weight, scale, form, group), scale)
 
 
-def best_scale(weight: Floats, form: Format, group: int, energy: Floats | None = None) -> Floats:
-    """Return the scales [N, groups] of least squared error, exact in the dtype they are stored in."""
+def best_scale(
+    weight: Floats,
+    form: Format,
+    group: int,
+    energy: Floats | None = None,
+    ratios: Iterable[float] | None = None,
+) -> Floats:
+    """Return the scales [N, groups] of least squared error, exact in the dtype they are stored in.
+
+    ratios: the scales tried, as shares of absmax / largest (None: RATIOS, for weights).
+    """
     blocks = _by_group(weight, form, group)  # [N, groups, columns of a group]
     counts = np.float32(1) if energy is None else _by_group(energy[None], form, group)
     absmax = np.abs(blocks).max(axis=2)
     best: Floats = np.zeros_like(absmax)
     least = np.full(absmax.shape, np.inf, np.float32)
-    for ratio in RATIOS[form.name]:
+    for ratio in RATIOS[form.name] if ratios is None else ratios:
         scale = _storable(absmax * np.float32(ratio / form.largest), form)
-        error = to_grid(blocks, scale[..., None], form)
+        error = _to_grid(blocks, scale[..., None], form)
         error *= scale[..., None]
         error -= blocks
         np.square(error, out=error)
@@ -87,7 +97,7 @@ def gptq(weight: Floats, form: Format, group: int, correction: Correction) -> Qu
         errors = np.empty((stop - start, len(weight)), np.float32)
         for j in range(start, stop):
             step = scale[:, of_group[j]]
-            numbers = to_grid(rest[j], step, form)
+            numbers = _to_grid(rest[j], step, form)
             rounded[order[j]] = fp8_bits(numbers) if form.name == "fp8" else numbers
             errors[j - start] = (rest[j] - numbers * step) / root[j, j]
             rest[j + 1 : stop] -= root[j, j + 1 : stop, None] * errors[j - start]
@@ -96,13 +106,13 @@ def gptq(weight: Floats, form: Format, group: int, correction: Correction) -> Qu
 
 
 def _rounded(weight: Floats, scale: Floats, form: Format, group: int) -> Array:
-    numbers = to_grid(_by_group(weight, form, group), scale[..., None], form)
+    numbers = _to_grid(_by_group(weight, form, group), scale[..., None], form)
     numbers = numbers.reshape(len(weight), -1)[:, : weight.shape[1]]
     return fp8_bits(numbers) if form.name == "fp8" else numbers.astype(np.int8)
 
 
-def to_grid(values: Floats, scale: Floats, form: Format) -> Floats:
-    """Return the nearest numbers of the format to values / scale; 0 where the scale is."""
+def _to_grid(values: Floats, scale: Floats, form: Format) -> Floats:
+    """The nearest numbers of the format to values / scale; 0 where the scale is."""
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     numbers = values * inverse
     if form.name == "fp8":

@@ -17,9 +17,9 @@ from mimo_edge.export.packed import FORMATS, Format
 from mimo_edge.export.safetensors_io import Array
 from mimo_edge.quantize.calibration import Calibration, source
 from mimo_edge.quantize.recipe import Recipe
-from mimo_edge.quantize.rounding import to_grid
+from mimo_edge.quantize.rounding import best_scale
 
-_ROWS = 512  # of a matrix or of inputs looked at at once
+_ROWS = 512  # of a matrix looked at at once
 _RATIOS = (1.0, 0.85, 0.7, 0.5, 0.35)  # scales tried, as shares of the largest input / the largest number
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _FEEDS = {  # what gives channels -> the matrices of its layer that take them in
@@ -75,7 +75,7 @@ def input_scales(part: Part, recipe: Recipe, heard: Calibration | None, gain: di
         form = FORMATS[recipe.rule(name, part.shapes[name]).weights]
         key = source(name), form.name
         if key not in found:
-            found[key] = _best_scale(heard.inputs(name), gain.get(name, Gain()), form)
+            found[key] = _fixed_scale(heard.inputs(name), gain.get(name, Gain()), form, recipe.group)
         if (scale := found[key]) is not None:
             out[name] = scale
     return out
@@ -99,19 +99,12 @@ def _factors(inputs: Array, weights: Array, smooth: float) -> Array:
     return factors
 
 
-def _best_scale(inputs: Array | None, gain: Gain, form: Format) -> float | None:
+def _fixed_scale(inputs: Array | None, gain: Gain, form: Format, group: int) -> float | None:
     if inputs is None:
         return None
-    blocks = [slice(start, start + _ROWS) for start in range(0, len(inputs), _ROWS)]
-    largest = max(np.abs(inputs[block] / gain.columns).max() for block in blocks)
-    if not largest > 0:
-        return None
-    scales = np.multiply(_RATIOS, largest / form.largest).astype(np.float32)
-    errors = np.zeros(len(scales))
-    for block in blocks:
-        x = (inputs[block] / gain.columns).astype(np.float32)
-        errors += [np.square(to_grid(x, scale, form) * scale - x).sum(dtype=np.float64) for scale in scales]
-    return float(scales[int(np.argmin(errors))])
+    smoothed = (inputs / gain.columns).astype(np.float32, copy=False)
+    scale = float(best_scale(smoothed.reshape(1, -1), form, group, ratios=_RATIOS)[0, 0])
+    return scale if scale > 0 else None
 
 
 def _rounds_inputs(recipe: Recipe, part: Part, name: str) -> bool:
