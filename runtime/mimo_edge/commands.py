@@ -47,6 +47,7 @@ def demo(arguments: argparse.Namespace) -> int:
         print_json(facts)
     elif model.config.get("trained") is False:
         print("note: this bundle holds random weights, so the words are chance and the voice is noise")
+    _stop_if_cancelled(answered)
     return 0
 
 
