@@ -1,7 +1,7 @@
 """An independent ear: what PocketSphinx (BSD, its model comes with the wheel) hears in a recording, and how well.
 
 It listens with its general English model, or, for the clips of the package, with a bigram of their domain
-(conversations/domain.arpa.gz, estimated from examples/nano/grammar.py, which knows no sentence by heart).
+(conversations/domain.arpa.gz of examples/nano/judge.py), which knows no sentence by heart.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Judge:
             return ""
         sound = np.pad(_core.resample(np.ascontiguousarray(wave, np.float32), rate_hz, SPHINX_HZ), PAD_SAMPLES)
         noise = np.random.default_rng(0).standard_normal(sound.size) * 3  # digital silence upsets it
+        self._decoder.reinit_feat()  # forgets its estimate of noise: what it heard before must not matter
         self._decoder.start_utt()
         self._decoder.process_raw((np.clip(sound, -1, 1) * 32000 + noise).astype("<i2").tobytes(), full_utt=True)
         self._decoder.end_utt()

