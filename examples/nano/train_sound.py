@@ -1,11 +1,13 @@
 """Last stage of the codec: encoder and codebooks frozen, decoder and vocoder learn to sound natural.
 
     python train_sound.py DATA CKPT OUT --quiet 150 --steps 1200
+    python train_sound.py DATA CKPT OUT --steps 2000 --rate 2e-4 --fade 500 --ears EAR EAR
 
 Starts from CKPT (stage "codes" of train_codec.py), continues OUT if it exists. The first --quiet steps have mel losses
 alone, then two kinds of small discriminators join: three look at magnitudes of several resolutions, three at every n-th
-sample. They hear waves at equal loudness, or they would learn nothing else. Codes stay valid, so the LM can be trained
-meanwhile. OUT holds the running average as `codec`, the moving weights as `raw`, discriminators and optimisers.
+sample. They hear waves at equal loudness, or they would learn nothing else. --ears, recognisers of ear.py, must hear in
+the rebuilt speech what they hear in the recording. Codes stay valid, so the LM can be trained meanwhile. OUT holds the
+running average as `codec`, the moving weights as `raw`, discriminators and optimisers.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as fn
 from codec import MEL_MEAN, MEL_STD, Codec
+from ear import Ear
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from train_codec import SLICE_FRAMES, Batches, Spectra, slices, take
@@ -100,6 +103,15 @@ def matches(fake: list[list[Tensor]], good: list[list[Tensor]]) -> Tensor:
     return torch.stack(each).mean()
 
 
+def misheard(said: list[list[Tensor]], meant: list[list[Tensor]]) -> Tensor:
+    """Mean KL divergence a frame of the ears' letters."""
+    each = [
+        fn.kl_div(s[-1], m[-1], reduction="none", log_target=True).sum(1).mean()
+        for s, m in zip(said, meant, strict=True)
+    ]
+    return torch.stack(each).mean()
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data", type=Path)
@@ -109,6 +121,8 @@ def main() -> None:
     p.add_argument("--steps", type=int, required=True)
     p.add_argument("--batch", type=int, default=8)
     p.add_argument("--rate", type=float, default=4e-4)
+    p.add_argument("--fade", type=int, default=1, help="the rate falls to nothing over so many last steps")
+    p.add_argument("--ears", type=Path, nargs="*", default=[])
     args = p.parse_args()
     torch.set_num_threads(1)
 
@@ -126,12 +140,13 @@ def main() -> None:
         maker.load_state_dict(state["maker"])
         doubter.load_state_dict(state["doubter"])
         average, done = state["codec"], state["step"]
-        for optimiser in (maker, doubter):
-            optimiser.param_groups[0]["lr"] = args.rate
+    ears = [Ear.load(path) for path in args.ears]
     torch.manual_seed(done)
     batches = iter(Batches(args.data, args.batch, seed=done + 70))
     progress = Progress("sound", args.steps)
     for step in range(done, args.steps):
+        for optimiser in (maker, doubter):
+            optimiser.param_groups[0]["lr"] = args.rate * min(1.0, (args.steps - step) / args.fade)
         _, clean, _ = next(batches)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             mel = codec.mel(clean)[:, :-1]
@@ -162,6 +177,13 @@ def main() -> None:
             fool = -sum(f[-1].float().mean() for f in fake) / len(fake)
             match = matches(fake, good)
         loss = 8 * sound + 4 * shape + fool + 2 * match
+        losses = {"sound": sound, "shape": shape, "doubt": doubt, "fool": fool, "match": match}
+        if ears:
+            with torch.no_grad():
+                meant = [ear(true) for ear in ears]
+            heard = [ear(near) for ear in ears]
+            losses |= {"alike": matches(heard, meant), "misheard": misheard(heard, meant)}
+            loss = loss + 16 * (losses["alike"] + losses["misheard"])
         maker.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(ours, 10.0)
@@ -170,7 +192,6 @@ def main() -> None:
         with torch.no_grad():
             for k, v in codec.state_dict().items():
                 average[k].lerp_(v, 1 - decay)
-        losses = {"sound": sound, "shape": shape, "doubt": doubt, "fool": fool, "match": match}
         progress.add(step + 1, losses)
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             kept = {"codec": average, "raw": codec.state_dict(), "judges": judges.state_dict(), "step": step + 1}
