@@ -25,7 +25,7 @@ constexpr bool kWide = MIMO_VECTOR_BYTES == 64;
 constexpr int kSingleBlocks = kWide ? 4 : 1;  // for one input: enough sums to hide latency
 constexpr int kTileBlocks = kWide ? 2 : 1;
 constexpr int kTileInputs = kWide ? 12 : 4;
-constexpr int64_t kAhead = 1024;  // bytes of weights asked for early by tiles of several inputs; one input needs none
+constexpr int64_t kAhead = 128;  // chunks of weights asked for early by tiles of several inputs; one input needs none
 
 inline Int spread(const int8_t* four_bytes) {
     int32_t word;
@@ -47,6 +47,7 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
     Float total[V][C] = {};
     for (int64_t g = 0; g < x.groups; ++g) {
         const int64_t begin = g * x.group / chunk, end = std::min(chunks, (g + 1) * x.group / chunk);
+        const int64_t ahead = end + kAhead <= chunks ? kAhead : kAhead + (B - 1) * chunks;  // or in the next tile
         Int dot[V][C][planes];
 #pragma GCC unroll 32
         for (int c = 0; c < C; ++c) {
@@ -63,7 +64,7 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
                 const uint8_t* at =
                     weights + (v / kPieces * chunks + k) * kBlockBytes + v % kPieces * MIMO_VECTOR_BYTES;
                 bytes[v] = load<Int>(at);
-                if constexpr (C > 1) __builtin_prefetch(at + kAhead);
+                if constexpr (C > 1) __builtin_prefetch(at + ahead * kBlockBytes, 0, 2);  // into the second-level cache
             }
             for (int c = 0; c < C; ++c) {
                 for (int p = 0; p < planes; ++p) {

@@ -205,6 +205,7 @@ template <int Q>
 constexpr int kKeyBlocks = kWide ? std::min(4, 16 / Q) : 1;
 template <int Q>
 constexpr int kChannels = std::min(4, 16 / Q);
+constexpr int64_t kAhead = 2048;  // floats of keys and values asked for early, into the second-level cache
 
 // Scores of Q queries (rows `stride` apart) against B blocks of kLanes keys.
 template <int Q, int B>
@@ -213,7 +214,10 @@ inline void score_blocks(const float* keys, int64_t dim, const float* q, int64_t
     Lanes sum[Q][B] = {};
     for (int64_t d = 0; d < dim; ++d) {
         Lanes channel[B];
-        for (int b = 0; b < B; ++b) channel[b] = load<Lanes>(keys + (b * dim + d) * kLanes);
+        for (int b = 0; b < B; ++b) {
+            channel[b] = load<Lanes>(keys + (b * dim + d) * kLanes);
+            __builtin_prefetch(keys + (b * dim + d) * kLanes + kAhead, 0, 2);
+        }
         for (int i = 0; i < Q; ++i) {
             for (int b = 0; b < B; ++b) sum[i][b] += channel[b] * q[i * stride + d];
         }
@@ -251,6 +255,7 @@ inline void mix_values(const AttentionHead& head, const float* weights, int64_t 
         for (int v = 0; v < V; ++v) {
             const float* p = head.values + t * head.value_stride + d + v * kWidth;
             value[v] = n < kWidth ? load_part<Float>(p, n) : load<Float>(p);
+            __builtin_prefetch(p + kAhead, 0, 2);
         }
         for (int i = 0; i < Q; ++i) {
             const float weight = weights[i * weight_stride + t];
