@@ -3,7 +3,8 @@
 A step of the backbone or of the patch decoder reads each of its weights once, so its limit is the bandwidth of memory.
 That is measured around every stage, in the same seconds, and the time is given as a share of it.
 
-    steady speech        a backbone position, text scores, a patch (11 local steps), its sound: per 160 ms
+    steady speech        a backbone position, text scores, a patch (11 local steps), its sound: per 160 ms; timed as
+                         a conversation runs them, where the sound may be made beside the next patch
     interleaved opening  5 text tokens for every 5 patches: one more position and its text scores per 160 ms
 """
 
@@ -25,11 +26,16 @@ from typing import Any
 import numpy as np
 
 from mimo_edge import _core
+from mimo_edge.engine import Engine
 from mimo_edge.progress import ProgressBar
+from mimo_edge.reply import Codes
+from mimo_edge.request import Options
+from mimo_edge.sound_stream import Playback, SoundStream
 
 RUNS = 7  # of a decoding stage; the median counts
 SOUND_SECONDS = 8  # of the codec's offline stages
 HISTORY_FRAMES = 250  # code frames that a stream of sound keeps by itself
+PATCHES = 24  # of steady speech
 SPEECH = _core.Sampling(True, 0.9, 0, 0.95)  # as every task draws codes
 SPEAKING = ("backbone step", "text head", "patch decoder", "sound of a patch")  # the work of a patch, in its order
 PLOT_COLUMNS = 60
@@ -141,13 +147,18 @@ class _Bench:
         self._stages: dict[str, Stage] = {}
         self._resident = 0
         self._random = np.random.default_rng(0)
+        sizes = self._codec["codebook_size"][: self._lm["audio_channels"]]
+        group = self._lm["group_size"]
+        self._codes = np.stack([self._random.integers(0, size, group) for size in sizes]).astype(np.int32)
+        self._past = np.tile(self._codes, (1, HISTORY_FRAMES // group + 1))  # after it every patch costs the same
 
     def report(self, opened: float) -> Report:
-        self._language_model()
+        make_patch = self._language_model()
         self._sound()
+        self._speech(make_patch)
         seconds = {name: stage.seconds for name, stage in self._stages.items()}
         patch_seconds = self._patch_seconds()
-        steady = sum(seconds[name] for name in SPEAKING)
+        steady = seconds["speech, a patch"]
         more = seconds["backbone step"] + seconds["text head"]
         first = sum(seconds[name] for name in ("text head", "patch decoder", "first sound"))
         rates = {
@@ -175,7 +186,8 @@ class _Bench:
         frame = c["hop_length"] * c["stride_size"] * c["avg_pooler"] / c["sampling_rate"]
         return float(self._lm["group_size"] * frame)
 
-    def _language_model(self) -> None:
+    def _language_model(self) -> Callable[[], Codes]:
+        """Return what makes one more patch."""
         lm, model = self._lm, self._model
         group, levels = lm["group_size"], lm["audio_channels"]
         if self._context >= lm["max_position_embeddings"]:
@@ -207,12 +219,17 @@ class _Bench:
         local += heads + self._bytes("hidden_states_downcast")
         self._time("patch decoder", lambda: state.decode_patch(SPEECH), local)
 
+        def make_patch() -> Codes:
+            step()
+            state.text_logits()
+            return state.decode_patch(SPEECH)
+
+        return make_patch
+
     def _sound(self) -> None:
-        model, group = self._model, self._lm["group_size"]
-        sizes = self._codec["codebook_size"][: self._lm["audio_channels"]]
-        codes = np.stack([self._random.integers(0, size, group) for size in sizes]).astype(np.int32)
+        model, codes = self._model, self._codes
         stream = _core.DecoderStream(model)
-        stream.push(np.tile(codes, (1, HISTORY_FRAMES // group + 1)), False)  # every later patch costs the same
+        stream.push(self._past, False)
         self._time("sound of a patch", lambda: stream.push(codes, False), self._bytes(r"decoder\."))
         self._time("first sound", lambda: _core.DecoderStream(model).push(codes, True), runs=3)
         rate = self._codec["sampling_rate"]
@@ -220,10 +237,22 @@ class _Bench:
         heard = self._time("codec encoder", lambda: model.encode(wave), runs=3)
         self._time("codec decoder", lambda: model.decode(heard), runs=3)
 
+    def _speech(self, make_patch: Callable[[], Codes]) -> None:
+        sound = SoundStream(Engine(self._model), Options())
+        sound.feed(self._past)
+        sound.playback = Playback()  # for a listener who has heard it
+
+        def speak() -> None:
+            for _ in range(PATCHES):
+                sound.feed(make_patch())
+
+        self._time("speech, a patch", speak, sum(self._stages[name].read_bytes for name in SPEAKING), 1, PATCHES)
+
     def _bytes(self, pattern: str) -> int:
         return sum(size for name, size in self._sizes.items() if re.match(pattern, name))
 
-    def _time(self, name: str, run: Callable[[], Any], read_bytes: int = 0, runs: int = RUNS) -> Any:
+    def _time(self, name: str, run: Callable[[], Any], read_bytes: int = 0, runs: int = RUNS, count: int = 1) -> Any:
+        """Time the stage `name`. read_bytes: of one; count: how many of it one run does. Returns the last result."""
         before = self._model.read_bandwidth()
         times = []
         if runs > 1:
@@ -231,7 +260,7 @@ class _Bench:
         for _ in range(runs):
             start = time.perf_counter()
             result = run()
-            times.append(time.perf_counter() - start)
+            times.append((time.perf_counter() - start) / count)
         self._resident = max(self._resident, _resident_bytes())
         bandwidth = (before + self._model.read_bandwidth()) / 2
         self._stages[name] = Stage(name, statistics.median(times), read_bytes, bandwidth)
