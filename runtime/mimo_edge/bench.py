@@ -3,8 +3,9 @@
 A step of the backbone or of the patch decoder reads each of its weights once, so its limit is the bandwidth of memory.
 That is measured around every stage, in the same seconds, and the time is given as a share of it.
 
-    steady speech        a backbone position, text scores, a patch (11 local steps), its sound: per 160 ms; timed as
-                         a conversation runs them, where the sound may be made beside the next patch
+    first sound          of a spoken answer, from the prompt's last position: 5 text tokens, then patches until the
+                         default look-ahead of the codec has what it waits for
+    steady speech        a backbone position, text scores, a patch (11 local steps), its sound: per 160 ms
     interleaved opening  5 text tokens for every 5 patches: one more position and its text scores per 160 ms
 """
 
@@ -26,16 +27,15 @@ from typing import Any
 import numpy as np
 
 from mimo_edge import _core
-from mimo_edge.engine import Engine
 from mimo_edge.progress import ProgressBar
-from mimo_edge.reply import Codes
+from mimo_edge.reply import Ids
 from mimo_edge.request import Options
-from mimo_edge.sound_stream import Playback, SoundStream
 
 RUNS = 7  # of a decoding stage; the median counts
 SOUND_SECONDS = 8  # of the codec's offline stages
 HISTORY_FRAMES = 250  # code frames that a stream of sound keeps by itself
 PATCHES = 24  # of steady speech
+OPENING_TOKENS = 5  # of text before the first patch of a spoken answer
 SPEECH = _core.Sampling(True, 0.9, 0, 0.95)  # as every task draws codes
 SPEAKING = ("backbone step", "text head", "patch decoder", "sound of a patch")  # the work of a patch, in its order
 PLOT_COLUMNS = 60
@@ -59,8 +59,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was measured. patch_seconds: how long a patch sounds. rates: real-time factors, positions a second, and
-    seconds to the first sound."""
+    """All that was measured. patch_seconds: how long a patch sounds. rates: real-time factors, positions a second."""
 
     bundle: str
     kernels: str
@@ -153,21 +152,19 @@ class _Bench:
         self._past = np.tile(self._codes, (1, HISTORY_FRAMES // group + 1))  # after it every patch costs the same
 
     def report(self, opened: float) -> Report:
-        make_patch = self._language_model()
+        make_text, make_patch = self._language_model()
         self._sound()
-        self._speech(make_patch)
+        self._speech(make_text, make_patch)
         seconds = {name: stage.seconds for name, stage in self._stages.items()}
         patch_seconds = self._patch_seconds()
         steady = seconds["speech, a patch"]
         more = seconds["backbone step"] + seconds["text head"]
-        first = sum(seconds[name] for name in ("text head", "patch decoder", "first sound"))
         rates = {
             "prefill, positions a second": self._context / seconds["prefill"],
             "RTF, steady speech": steady / patch_seconds,
             "RTF, interleaved opening": (steady + more) / patch_seconds,
             "RTF, codec encoder": seconds["codec encoder"] / SOUND_SECONDS,
             "RTF, codec decoder": seconds["codec decoder"] / SOUND_SECONDS,
-            "first sound after the prompt, s": first,
         }
         return Report(
             bundle=str(json.loads(self._model.config_json)["name"]),
@@ -186,8 +183,8 @@ class _Bench:
         frame = c["hop_length"] * c["stride_size"] * c["avg_pooler"] / c["sampling_rate"]
         return float(self._lm["group_size"] * frame)
 
-    def _language_model(self) -> Callable[[], Codes]:
-        """Return what makes one more patch."""
+    def _language_model(self) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Return what makes one more text token, and what makes one more patch."""
         lm, model = self._lm, self._model
         group, levels = lm["group_size"], lm["audio_channels"]
         if self._context >= lm["max_position_embeddings"]:
@@ -200,13 +197,13 @@ class _Bench:
         state.rewind(0)
         self._time("prefill", lambda: state.prefill(prompt), runs=1)
         patch = np.stack([self._random.integers(0, size - 1, group) for size in lm["speech_vocab_size"]])
-        position = model.prompt_audio(patch.astype(np.int32), False)
+        patch_position = model.prompt_audio(patch.astype(np.int32), False)
         kv = json.loads(model.config_json).get("quantization", {}).get("kv")
         value_bytes = importlib.import_module("mimo_edge.quantize.recipe").kv_bytes(kv, lm["head_dim"])
         values = lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * 2
         cached = int(values * value_bytes) * self._context
 
-        def step() -> None:
+        def step(position: Ids = patch_position) -> None:
             state.rewind(self._context)
             state.prefill(position)
 
@@ -219,40 +216,51 @@ class _Bench:
         local += heads + self._bytes("hidden_states_downcast")
         self._time("patch decoder", lambda: state.decode_patch(SPEECH), local)
 
-        def make_patch() -> Codes:
+        def make_text() -> None:
+            step(prompt[:, :group])
+            state.text_logits()
+
+        def make_patch() -> None:
             step()
             state.text_logits()
-            return state.decode_patch(SPEECH)
+            state.decode_patch(SPEECH)
 
-        return make_patch
+        return make_text, make_patch
 
     def _sound(self) -> None:
-        model, codes = self._model, self._codes
-        stream = _core.DecoderStream(model)
+        model, stream = self._model, self._stream()
         stream.push(self._past, False)
-        self._time("sound of a patch", lambda: stream.push(codes, False), self._bytes(r"decoder\."))
-        self._time("first sound", lambda: _core.DecoderStream(model).push(codes, True), runs=3)
+        self._time("sound of a patch", lambda: stream.push(self._codes, False), self._bytes(r"decoder\."))
         rate = self._codec["sampling_rate"]
         wave = self._random.normal(scale=0.1, size=rate * SOUND_SECONDS).astype(np.float32)
         heard = self._time("codec encoder", lambda: model.encode(wave), runs=3)
         self._time("codec decoder", lambda: model.decode(heard), runs=3)
 
-    def _speech(self, make_patch: Callable[[], Codes]) -> None:
-        sound = SoundStream(Engine(self._model), Options())
-        sound.feed(self._past)
-        sound.playback = Playback()  # for a listener who has heard it
+    def _speech(self, make_text: Callable[[], None], make_patch: Callable[[], None]) -> None:
+        def first_sound() -> None:
+            for _ in range(OPENING_TOKENS):
+                make_text()
+            make_patch()
+            stream = self._stream()
+            while len(stream.push(self._codes, False)) == 0:
+                make_patch()
 
         def speak() -> None:
-            for _ in range(PATCHES):
-                sound.feed(make_patch())
+            make_patch()
+            stream.push(self._codes, False)
 
-        self._time("speech, a patch", speak, sum(self._stages[name].read_bytes for name in SPEAKING), 1, PATCHES)
+        self._time("first sound", first_sound, runs=3)
+        stream = self._stream()
+        stream.push(self._past, False)
+        self._time("speech, a patch", speak, sum(self._stages[name].read_bytes for name in SPEAKING), runs=PATCHES)
+
+    def _stream(self) -> _core.DecoderStream:
+        return _core.DecoderStream(self._model, look_ahead_frames=Options().look_ahead)
 
     def _bytes(self, pattern: str) -> int:
         return sum(size for name, size in self._sizes.items() if re.match(pattern, name))
 
-    def _time(self, name: str, run: Callable[[], Any], read_bytes: int = 0, runs: int = RUNS, count: int = 1) -> Any:
-        """Time the stage `name`. read_bytes: of one; count: how many of it one run does. Returns the last result."""
+    def _time(self, name: str, run: Callable[[], Any], read_bytes: int = 0, runs: int = RUNS) -> Any:
         before = self._model.read_bandwidth()
         times = []
         if runs > 1:
@@ -260,7 +268,7 @@ class _Bench:
         for _ in range(runs):
             start = time.perf_counter()
             result = run()
-            times.append((time.perf_counter() - start) / count)
+            times.append(time.perf_counter() - start)
         self._resident = max(self._resident, _resident_bytes())
         bandwidth = (before + self._model.read_bandwidth()) / 2
         self._stages[name] = Stage(name, statistics.median(times), read_bytes, bandwidth)

@@ -2,10 +2,8 @@
 
 The codec's stateful decoder gives every patch its sound once `look_ahead` more code frames are there, whatever the
 cutting (csrc/codec/decoder_stream.h). So the cutting follows the listener: the first patch is decoded at once, and the
-fuller the playback buffer, the more patches are collected, which reads the decoder's weights less often. Where a patch
-and its sound, one after the other, take longer than they last, the sound is made beside the model's next patch: one
-waits for memory where the other computes. In parity mode it is the reference's streaming_decode: every push decodes up
-to 250 code frames of the past again and keeps back 40.
+fuller the playback buffer, the more patches are collected, which reads the decoder's weights less often. In parity mode
+it is the reference's streaming_decode: every push decodes up to 250 code frames of the past again and keeps back 40.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -35,12 +32,12 @@ class Playback:
     """Where a listener is who hears everything as soon as it is made. Counts how often they heard nothing."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self.now = now
+        self._now = now
         self._ends: float | None = None  # when all that was made has been heard
         self.underruns = 0
 
     def add(self, seconds: float) -> None:
-        now = self.now()
+        now = self._now()
         if self._ends is not None and now > self._ends:
             self.underruns += 1
         self._ends = max(now, self._ends or now) + seconds
@@ -48,7 +45,7 @@ class Playback:
     @property
     def buffered_s(self) -> float:
         """Seconds of sound made and not heard yet."""
-        return 0.0 if self._ends is None else max(0.0, self._ends - self.now())
+        return 0.0 if self._ends is None else max(0.0, self._ends - self._now())
 
 
 class SoundStream:
@@ -59,14 +56,10 @@ class SoundStream:
         self._push = _parity_push(engine) if engine.parity else _push(engine, options, norms)
         self._parity = engine.parity
         self._pending: list[Codes] = []
-        self._helper = ThreadPoolExecutor(1) if engine.core.threads > 1 and not engine.parity else None
-        self._making: Future[Wave | None] | None = None
-        self._fed = -math.inf  # when the last patch and its sound were done
-        self._pace_s = math.inf  # the shortest time from there to the next, with nothing made beside
         self.playback = Playback()
 
     def feed(self, patch: Codes) -> Wave | None:
-        """patch int32 [K, G]. Returns the sound that has become certain, None while it is collected or made."""
+        """patch int32 [K, G]. Returns the sound that has become certain, None while it is collected."""
         spoken = patch[:, patch[0] != self._facts.empty_code]
         if spoken.shape[1] == 0:
             return None
@@ -74,49 +67,23 @@ class SoundStream:
             sound = self._collected(last=False) if len(self._pending) == PARITY_PATCHES else None
             self._pending.append(spoken)
             return sound
-        made = self._made()
         self._pending.append(spoken)
         enough = self.playback.buffered_s / 2 / self._facts.patch_s
-        if len(self._pending) < min(enough, MOST_PATCHES):
-            return made
-        if self._helper and self._facts.patch_s < self._pace_s < math.inf:
-            self._making = self._helper.submit(self._push, self._chunk(), False)
-            return made
-        sound = _joined(made, self._collected(last=False))
-        done = self.playback.now()
-        self._pace_s, self._fed = min(self._pace_s, done - self._fed), done
-        return sound
+        return self._collected(last=False) if len(self._pending) >= min(enough, MOST_PATCHES) else None
 
     def close(self) -> Wave | None:
         """Return the rest of the sound, None if there was none."""
-        made = self._made()
-        return _joined(made, self._collected(last=True)) if not self._parity or self._pending else made
+        return self._collected(last=True) if not self._parity or self._pending else None
 
     def _collected(self, last: bool) -> Wave | None:
-        return self._heard(self._push(self._chunk(), last))
-
-    def _made(self) -> Wave | None:
-        """Wait for what is made beside the model."""
-        making, self._making = self._making, None
-        return self._heard(making.result()) if making else None
-
-    def _chunk(self) -> Codes:
         none = np.zeros((1, 0), np.int32)
         chunk = np.ascontiguousarray(np.concatenate(self._pending, axis=1)) if self._pending else none
         self._pending = []
-        return chunk
-
-    def _heard(self, sound: Wave | None) -> Wave | None:
+        sound = self._push(chunk, last)
         if sound is None or len(sound) == 0:
             return None
         self.playback.add(len(sound) / self._facts.rate_hz)
         return sound
-
-
-def _joined(first: Wave | None, second: Wave | None) -> Wave | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return np.concatenate([first, second])
 
 
 def _push(engine: Engine, options: Options, norms: Norms | None) -> Callable[[Codes, bool], Wave | None]:

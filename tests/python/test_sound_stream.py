@@ -76,26 +76,6 @@ def test_first_sound_comes_with_the_look_ahead_and_chunks_grow(
         assert sum(map(len, sounds)) == len(patches) * PATCH * 960
 
 
-def test_a_machine_that_falls_behind_makes_the_same_sound_beside_the_model(patches: list[np.ndarray]) -> None:
-    class Slow(Clock):
-        def __call__(self) -> float:
-            self.now += 1.0  # a second from look to look: every patch takes longer than it lasts
-            return self.now
-
-    engine = mimo_edge.load(threads=2).engine
-    sounds = {}
-    for clock in (Clock(), Slow()):
-        stream = SoundStream(engine, Options(look_ahead=0))
-        stream.playback = Playback(clock)
-        out = [stream.feed(patch) for patch in patches]
-        made_at_once = [sound is not None for sound in out]
-        sounds[type(clock)] = np.concatenate([sound for sound in [*out, stream.close()] if sound is not None])
-    assert made_at_once[:2] == [True, True]  # the pace is known after the second
-    assert not made_at_once[2]
-    assert all(made_at_once[3:])
-    np.testing.assert_array_equal(sounds[Clock], sounds[Slow])
-
-
 def test_a_dry_ear_gets_every_patch(model: mimo_edge.Model, patches: list[np.ndarray]) -> None:
     stream = SoundStream(model.engine, Options(look_ahead=0))
     clock = Clock()
