@@ -5,7 +5,7 @@
 namespace mimo {
 namespace {
 
-constexpr int64_t kPrefillRows = 256;  // positions computed at once: bounds the memory of a long prompt
+constexpr int64_t kPrefillRows = 120;  // positions computed at once, tiles of 12: more take memory anew in each layer
 
 DType cache_type(const Config& config) {
     return config.quantization ? config.quantization->cache : DType::f32;
