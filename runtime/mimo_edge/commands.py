@@ -253,7 +253,10 @@ def encode(arguments: argparse.Namespace) -> int:
 
 def decode(arguments: argparse.Namespace) -> int:
     """Turn codes back into sound."""
-    codes = _read_codes(Path(arguments.codes))[: arguments.levels]
+    codes = _read_codes(Path(arguments.codes))
+    if arguments.levels and arguments.levels > len(codes):
+        raise InputError(f"decode: expected --levels of at most {len(codes)}, which {arguments.codes} has")
+    codes = codes[: arguments.levels]
     model = open_model(arguments)
     with ProgressBar(None, "", "decoding"):
         wave = model.decode(codes)
@@ -450,8 +453,10 @@ def _standard_input() -> str:
 def _read_codes(path: Path) -> Codes:
     try:
         codes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"decode: expected an .npy file of codes, got {path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"decode: expected an .npy file of codes, got {path}: {error.strerror}") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"decode: expected an .npy file of codes, got something else in {path}") from error
     if not isinstance(codes, np.ndarray) or codes.ndim == 0:
         raise InputError(f"decode: expected an .npy file of codes, got something else in {path}")
     return codes

@@ -22,7 +22,7 @@ class Dump:
     def __init__(self, folder: Path) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"dump: expected a new or empty folder, got {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         self.folder, self.count = folder, 0
 
     def __call__(self, name: str, array: NDArray[Any]) -> None:

@@ -72,6 +72,7 @@ def test_the_front_page_names_every_command(capsys: pytest.CaptureFixture[str]) 
         (["speak", "a", "-o", "a.xyz"], "ending in .wav or .flac"),
         (["speak", "a", "-o", "/nowhere/a.wav"], "a folder that exists"),
         (["encode", "a.wav", "-o", "."], "got the folder ."),
+        (["evaluate", "small", "--json", "/nowhere/a.json"], "a folder that exists"),
         (["encode", "a.wav", "-o", "/locked/a.npy"], "a folder that can be written"),
         (["continue", "a.wav", "--seconds", "inf"], "a number from 0"),
         (["text", "\udcff"], "text in UTF-8"),
@@ -264,6 +265,8 @@ def test_encode_and_decode(bundle: str, clip: str, tmp_path: Path, capsys: pytes
     assert f"{frames} frames" in capsys.readouterr().out
     assert main(["decode", str(codes), "--levels", "1", "-o", str(wav), "--bundle", bundle, "--json"]) == 0
     assert said(capsys)["samples"] == soundfile.info(str(wav)).frames
+    assert main(["decode", str(codes), "--levels", "99", "-o", str(wav), "--bundle", bundle]) == 1
+    assert "--levels of at most" in capsys.readouterr().err
 
 
 def test_dump_numbers_every_stage(bundle: str, clip: str, tmp_path: Path) -> None:
@@ -347,6 +350,9 @@ def test_an_interrupted_transcript_is_kept_as_far_as_it_came(
         ["speak", "a", "--natural", "--instruct", "b"],
         ["chat", "CLIP", "--thinking"],
         ["transcribe", "CLIP", "--template", "22"],
+        ["transcribe", "CLIP", "--template", "-1"],
+        ["transcribe", "CLIP", "--dump", "/nowhere/dump"],
+        ["decode", "nowhere.npy"],
         ["decode", "CLIP"],
         ["text", ""],
         ["continue", "CLIP", "--seconds", "0"],

@@ -278,6 +278,8 @@ def test_the_command_line_quantizes_measures_and_plans(
     assert status == (1 if facts["failed"] else 0)
     assert {"text_agreement", "level_agreement", "code_agreement"} <= set(facts["values"])
     assert ("SHOULD NOT BE SHIPPED" in capsys.readouterr().out) == bool(facts["failed"])
+    assert main(["evaluate", str(out), "--clips", str(noise), "--threads", "1", "--forced-only"]) == 0
+    assert "no gate was measured; add --against" in capsys.readouterr().out
     assert main(["plan", "--device", "orin-nx-16", "--recipe", "edge", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"]
