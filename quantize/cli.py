@@ -104,6 +104,8 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Measure and print one table: 0 if every gate that was measured is passed, 1 else."""
+    if args.sensitivity and args.against is None:
+        raise mimo_edge.InputError("evaluate: --sensitivity: expected --against BUNDLE0, got none")
     model = mimo_edge.load(args.bundle, threads=args.threads, backend=args.backend, graphs=args.graphs)
     original = mimo_edge.load(args.against, threads=args.threads) if args.against else None
     own = model.config.get("quantization", {})
@@ -122,8 +124,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _sensitivity(args: argparse.Namespace, clips: list[Clip]) -> list[dict[str, Any]]:
-    if args.against is None:
-        raise mimo_edge.InputError("evaluate: --sensitivity: expected --against BUNDLE0, got none")
     with _bar("ranking") as say:
         ranks = damage(args.against, args.bundle, clips, args.threads, say)
     print("\ndamage of each group of layers alone, the worst first")

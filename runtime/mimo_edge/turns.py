@@ -223,8 +223,9 @@ class TurnTaker:
 
     def _stop_answer(self) -> float:
         played_s = self._loudspeaker.flush()
-        if self._generation:
-            self._generation.cancel()
+        generation = self._generation  # read once: the worker may take it away
+        if generation:
+            generation.cancel()
         return played_s
 
     def _feed(self, blocks: list[tuple[Wave, int]]) -> None:
@@ -246,6 +247,7 @@ class TurnTaker:
                 self._tell("failed", f"{type(error).__name__}: {error}")
             finally:
                 self._work.task_done()
+        self._work.task_done()  # of the end, so that wait() returns
 
     def _begin_turn(self) -> None:
         self._hearing = None
