@@ -27,7 +27,7 @@ from mimo_edge.export.safetensors_io import input_error, nbytes_of
 from mimo_edge.export.tensor_table import stays_f32, stored_shape
 from mimo_edge.quantize.recipe import Recipe, kv_bytes, recipe_names
 
-EFFICIENCY = 0.75  # of the bandwidth that speech reaches; 0.76 to 0.93 was measured on 2 CPU cores, SPEED.md
+EFFICIENCY = 0.75  # of the bandwidth that speech reaches; 0.71 (int4) to 0.93 was measured on 2 CPU cores
 PREFILL_ROWS = 120  # positions the core computes at once (csrc/engine/native.cpp)
 PROCESS_BYTES = 90e6  # Python, numpy, the core and the text tokenizer
 STREAM_S = 2.0  # sound decoded at once while it streams
