@@ -252,14 +252,13 @@ class Reference:
 
     # reply
 
-    def extract(self, ids: Array, parity: bool) -> tuple[str, Array]:
-        """Generated ids [K+1, G*N] -> reply text, codes int32 [K, T] (T = 0: no speech); app:1104-1147, items 52-54."""
-        tokens = ids[0, :: self.lm.c["group_size"]].tolist()
-        return self.extract_as_reference(tokens, ids) if parity else self.extract_whole(tokens, ids)
+    def extract(self, ids: Array) -> tuple[str, Array]:
+        """Generated ids [K+1, G*N] -> reply text, codes int32 [K, T] (T = 0: no speech); app:1104-1147, items 52-54.
 
-    def extract_as_reference(self, tokens: list[int], ids: Array) -> tuple[str, Array]:
-        """The last position is always dropped; marks are removed after decoding; audio ends at the first <|eostm|>."""
-        tokens, patch = tokens[:-1], self.lm.c["group_size"]
+        The last position is always dropped; marks are removed after decoding; audio ends at the first <|eostm|>.
+        """
+        patch = self.lm.c["group_size"]
+        tokens = ids[0, ::patch].tolist()[:-1]
         text = self.detokenize(tokens).strip()
         for mark in ("<|empty|>", "<|eot|>", "<|eostm|>"):
             text = text.replace(mark, "")
@@ -271,18 +270,6 @@ class Reference:
         if not (codes < empties).all():
             raise ValueError("extract: expected codes below the empty code in every level, got an empty or larger one")
         return text, codes
-
-    def extract_whole(self, tokens: list[int], ids: Array) -> tuple[str, Array]:
-        """Nothing is lost: a last patch is kept, marks go before the bytes are decoded, thinking is cut off."""
-        t, patch = self.tokens, self.lm.c["group_size"]
-        text = self.detokenize([token for token in tokens if token not in t.values()])
-        start = tokens.index(t["sostm"]) + 1 if t["sostm"] in tokens else 0
-        ends = [i for i, token in enumerate(tokens) if token in (t["eostm"], t["eosp"]) and i >= start]
-        empties = np.array(self.lm.c["speech_zeroemb_idx"])[:, None]
-        speech = [i for i in range(start, min([*ends, len(tokens)])) if tokens[i] == t["empty"]]
-        patches = [ids[1:, i * patch : (i + 1) * patch] for i in speech]
-        whole = [codes for codes in patches if (codes < empties).all()]
-        return text.rpartition("</think>")[2].strip(), np.concatenate([ids[1:, :0], *whole], axis=1)
 
 
 def _weights(path: Path, part: str) -> Weights:

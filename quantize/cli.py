@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mimo_edge
+from mimo_edge.audio import replace_file
 from mimo_edge.cli import output_file
 from mimo_edge.export.bundle import Bundle
 from mimo_edge.export.random_checkpoint import released_config
@@ -116,11 +117,15 @@ def run_evaluate(args: argparse.Namespace) -> int:
         report = evaluate(model, original, clips, free=not args.forced_only, judge=judge, progress=say)
     facts: dict[str, Any] = {"bundle": str(args.bundle), "recipe": own.get("recipe")} | report.as_json(gates)
     status = _verdict(report, gates, args.bundle)
+    _write_json(args.json, facts)
     if args.sensitivity:
-        facts["sensitivity"] = _sensitivity(args, clips[:2])
-    if args.json:
-        args.json.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        _write_json(args.json, facts | {"sensitivity": _sensitivity(args, clips[:2])})
     return status
+
+
+def _write_json(path: Path | None, facts: dict[str, Any]) -> None:
+    if path is not None:
+        replace_file(path, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _sensitivity(args: argparse.Namespace, clips: list[Clip]) -> list[dict[str, Any]]:

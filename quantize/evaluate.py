@@ -5,7 +5,8 @@
     free-running     word errors of transcripts; word errors of speech as an independent judge hears it (judge.py); mel
                      distance, STOI and PESQ of rebuilt sound; share of prompts that the runaway guard had to stop
 
-A gate is a limit in the recipe (recipe.py, GATES); a value that could not be measured passes no gate and fails none.
+A gate is a limit in the recipe (recipe.py, GATES); a value that could not be measured is left out, passes no gate and
+fails none. NaN fails: the original could be measured there, this bundle could not.
 """
 
 from __future__ import annotations
@@ -323,10 +324,12 @@ def _differences(report: Report) -> None:
     report.values["runaway_rate"] = this["runaway_rate"]
     if original is None:
         return
-    report.values["mel_distance"] = this["mel_distance_db"] - original["mel_distance_db"]
-    for gate, name in (("stoi_loss", "stoi"), ("pesq_loss", "pesq")):
-        if name in this:
-            report.values[gate] = original[name] - this[name]
+    for gate, name in (("mel_distance", "mel_distance_db"), ("stoi_loss", "stoi"), ("pesq_loss", "pesq")):
+        if math.isfinite(original.get(name, math.nan)):
+            change = this[name] - original[name]
+            report.values[gate] = -change if gate.endswith("_loss") else change
+        elif name in original:
+            report.notes.append(f"{name}: a clip has too little speech to compare")
     for gate, name in (("asr_points", "asr_word_errors"), ("speech_points", "speech_word_errors")):
         if name in this and name in original:
             report.values[gate] = 100 * (this[name] - original[name])

@@ -28,7 +28,8 @@ from mimo_edge.export.tensor_table import stays_f32, stored_shape
 from mimo_edge.quantize.recipe import Recipe, kv_bytes, recipe_names
 
 EFFICIENCY = 0.75  # of the bandwidth that speech reaches; 0.71 (int4) to 0.93 was measured on 2 CPU cores
-PREFILL_ROWS = 120  # positions the core computes at once (csrc/engine/native.cpp)
+PREFILL_ROWS = 120  # positions the core computes at once (kPrefillRows of csrc/engine/native.cpp)
+BF16_BYTES = 2  # of a number in matrices that stay floats
 PROCESS_BYTES = 90e6  # Python, numpy, the core and the text tokenizer
 STREAM_S = 2.0  # sound decoded at once while it streams
 INTERLEAVED = 2  # positions a patch while text and speech alternate 5 : 5
@@ -95,11 +96,8 @@ class Needs:
         return read / (bandwidth_gb_s * 1e9 * EFFICIENCY)
 
 
-def stored_bytes(config: Mapping[str, Any], recipe: Recipe | None, float_bytes: int = 2) -> dict[str, int]:
-    """Bytes of every tensor, its scales included, as `recipe` stores it (None: floats).
-
-    config: bundle.json. float_bytes: of matrices that stay floats, 2 for BF16 or 4.
-    """
+def stored_bytes(config: Mapping[str, Any], recipe: Recipe | None) -> dict[str, int]:
+    """Bytes of every tensor, its scales included, as `recipe` stores it (None: floats). config: bundle.json."""
     out: dict[str, int] = {}
     recipe = recipe and recipe.of_model(config)
     for shapes in expected_tensors(dict(config)).values():
@@ -107,7 +105,7 @@ def stored_bytes(config: Mapping[str, Any], recipe: Recipe | None, float_bytes: 
             shape = stored_shape(name, released)
             weights = "float" if recipe is None else recipe.rule(name, shape).weights
             if weights == "float" or recipe is None:
-                out[name] = math.prod(shape) * (4 if stays_f32(name, shape) else float_bytes)
+                out[name] = math.prod(shape) * (4 if stays_f32(name, shape) else BF16_BYTES)
                 continue
             form, rows, columns = FORMATS[weights], shape[0], math.prod(shape[1:])
             out[name] = nbytes_of(form.dtype, form.shape(rows, columns))
@@ -115,12 +113,12 @@ def stored_bytes(config: Mapping[str, Any], recipe: Recipe | None, float_bytes: 
     return out
 
 
-def needs(config: Mapping[str, Any], recipe: Recipe | None, context: int, float_bytes: int = 2) -> Needs:
+def needs(config: Mapping[str, Any], recipe: Recipe | None, context: int) -> Needs:
     """What one conversation of `context` positions needs. Raises InputError if the model has no such context."""
     lm, codec = config["lm"], config["codec"]
     if not 1 <= context <= lm["max_position_embeddings"]:
         raise input_error(f"plan: --context: expected 1 to {lm['max_position_embeddings']} positions, got {context}")
-    stored = stored_bytes(config, recipe, float_bytes)
+    stored = stored_bytes(config, recipe)
 
     def total(*prefixes: str) -> float:
         return float(sum(size for name, size in stored.items() if name.startswith(prefixes)))
@@ -158,11 +156,9 @@ def _workspace(lm: Mapping[str, Any], codec: Mapping[str, Any]) -> float:
     return float(max(prefill, sound) + PROCESS_BYTES)
 
 
-def advice(
-    config: Mapping[str, Any], recipe: Recipe | None, context: int, target: Device, float_bytes: int = 2
-) -> str | None:
+def advice(config: Mapping[str, Any], recipe: Recipe | None, context: int, target: Device) -> str | None:
     """None if it fits; else one sentence: why not, and the change that would make it fit."""
-    need = needs(config, recipe, context, float_bytes)
+    need = needs(config, recipe, context)
     if recipe is not None and any(rule.weights == "fp8" for rule in recipe.rules) and 0 < target.sm < 89:
         return f"{target.about} has SM {target.sm}: E4M3 needs SM 89; use --recipe int8"
     if need.peak <= target.usable:
@@ -174,16 +170,16 @@ def advice(
         return f"{over}; use --context {fits // 256 * 256}"
     for name in recipe_names():
         other = Recipe.read(name)
-        if _would_fit(config, other, context, target, float_bytes):
+        if _would_fit(config, other, context, target):
             return f"{over}; use --recipe {name}"
     least = next((d.name for d in sorted(devices(), key=lambda d: d.usable) if need.peak <= d.usable), None)
     return f"{over}; use a larger device" + (f", the next is {least}" if least else "")
 
 
-def _would_fit(config: Mapping[str, Any], recipe: Recipe, context: int, target: Device, float_bytes: int) -> bool:
+def _would_fit(config: Mapping[str, Any], recipe: Recipe, context: int, target: Device) -> bool:
     """Tell whether another recipe would fit, and could run there."""
     runs = target.sm >= 89 or target.sm == 0 or all(rule.weights != "fp8" for rule in recipe.rules)
-    return runs and needs(config, recipe, context, float_bytes).peak <= target.usable
+    return runs and needs(config, recipe, context).peak <= target.usable
 
 
 def _this_machine() -> Device:

@@ -387,12 +387,11 @@ void bind_text(PyModel& model) {
              py::arg("audio"))
         .def(
             "extract",
-            [](const Model& m, const Ints& ids, bool parity) {
-                const Positions positions = to_positions(ids, m.config.lm);
-                const Reply reply = parity ? extract_reply_as_upstream(m, positions) : extract_reply(m, positions);
+            [](const Model& m, const Ints& ids) {
+                const Reply reply = extract_reply(m, to_positions(ids, m.config.lm));
                 return py::make_tuple(reply.text, to_numpy(reply.codes));
             },
-            py::arg("ids"), py::arg("parity") = false)
+            py::arg("ids"))
         .def(
             "task",
             [](const Model& m, const std::string& name) {

@@ -224,6 +224,13 @@ Array CodecDecoder::up_part(const Context& context, const Array& x, const ConvTr
     return y;
 }
 
+void StreamOptions::check() const {
+    if (history_frames < 0 || look_ahead_frames < 0 || !(norm.weight_frames >= 0)) {
+        throw InputError(message("decoder stream: expected history, look-ahead and norm weight of 0 or more, got ",
+                                 history_frames, ", ", look_ahead_frames, " and ", norm.weight_frames));
+    }
+}
+
 LayersMemory CodecDecoder::layers_memory(int64_t history_frames, int64_t frames) const {
     return layers_.memory(history_frames * config_.avg_pooler, frames * config_.avg_pooler);
 }
@@ -244,6 +251,7 @@ Array CodecDecoder::spectra(const Context& context, const Array& x) const {
 
 std::vector<float> CodecDecoder::operator()(const Context& context, const Array& hidden,
                                             const StreamOptions& options) const {
+    options.check();
     std::array<Tail, 2> tails;
     LayersMemory memory = layers_memory(options.history_frames, hidden.rows);
     Array x = coarse(context, hidden, options.norm, tails, memory);

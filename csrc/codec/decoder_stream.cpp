@@ -8,11 +8,7 @@ namespace {
 constexpr int64_t kPartFrames = 32;  // code frames computed at once; bounds the memory, not the result
 
 const StreamOptions& checked(const StreamOptions& options, const LayersConfig& layers) {
-    if (options.history_frames < 0 || options.look_ahead_frames < 0 || !(options.norm.weight_frames >= 0)) {
-        throw InputError(message("decoder stream: expected history, look-ahead and norm weight of 0 or more, got ",
-                                 options.history_frames, ", ", options.look_ahead_frames, " and ",
-                                 options.norm.weight_frames));
-    }
+    options.check();
     if (!layers.causal && layers.right != 0) {
         throw InputError("decoder stream: expected a causal codec decoder, got one that looks ahead; decode in one go");
     }

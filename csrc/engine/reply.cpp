@@ -32,8 +32,8 @@ struct Span {
     int64_t begin, end;
 };
 
-int64_t find_token(std::span<const int32_t> tokens, int32_t token, int64_t from) {
-    return std::find(tokens.begin() + from, tokens.end(), token) - tokens.begin();
+int64_t find_token(std::span<const int32_t> tokens, int32_t token) {
+    return std::find(tokens.begin(), tokens.end(), token) - tokens.begin();
 }
 
 // Code frames of [span), those whose first level is empty left out.
@@ -66,34 +66,14 @@ Codes gather(const Model& model, const Positions& positions, Span span) {
 
 Reply extract_reply(const Model& model, const Positions& positions) {
     const SpecialTokens& t = model.config.tokens;
-    const std::array<int32_t, 10> marks = {t.eos,  t.pad,   t.im_start, t.im_end, t.sosp,
-                                           t.eosp, t.empty, t.sostm,    t.eostm,  t.eot};
-    std::vector<int32_t> words;
-    for (const int32_t token : positions.tokens) {
-        if (std::find(marks.begin(), marks.end(), token) == marks.end()) words.push_back(token);
-    }
-    std::string text = model.tokenizer.decode(words);
-    constexpr std::string_view kThought = "</think>";
-    if (const size_t thought = text.rfind(kThought); thought != std::string::npos)
-        text.erase(0, thought + kThought.size());
-
-    const int64_t start = find_token(positions.tokens, t.sostm, 0);
-    const int64_t begin = start == positions.count() ? 0 : start + 1;
-    const int64_t end =
-        std::min(find_token(positions.tokens, t.eostm, begin), find_token(positions.tokens, t.eosp, begin));
-    return {.text = strip(text), .codes = gather(model, positions, {begin, end})};
-}
-
-Reply extract_reply_as_upstream(const Model& model, const Positions& positions) {
-    const SpecialTokens& t = model.config.tokens;
     const int64_t count = std::max<int64_t>(0, positions.count() - 1);
     const std::span<const int32_t> tokens(positions.tokens.data(), static_cast<size_t>(count));
     std::string text = strip(model.tokenizer.decode(tokens));
     for (const std::string_view mark : {"<|empty|>", "<|eot|>", "<|eostm|>"}) erase_all(text, mark);
 
-    const int64_t start = find_token(tokens, t.sostm, 0);
+    const int64_t start = find_token(tokens, t.sostm);
     const int64_t begin = start == count ? 0 : start + 1;
-    const int64_t end = find_token(tokens, t.eostm, 0);
+    const int64_t end = find_token(tokens, t.eostm);
     return {.text = text, .codes = gather(model, positions, {begin, std::max(begin, end)})};
 }
 

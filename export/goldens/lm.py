@@ -139,7 +139,7 @@ def generate(r: Reference, prompts: Section) -> Section:
         text, speech = TASK_SAMPLERS[case["task_name"]] if run.get("sampled") else (GREEDY, GREEDY)
         new, reason = r.generate(ids, text, speech, stop, run["max"], run.get("min", 0))
         arrays = replay(r, ids, new, text, speech, stop if run.get("min") else [], run.get("min", 0))
-        reply, codes = r.extract(new, parity=True)
+        reply, codes = r.extract(new)
         tokens = new[0, ::patch]
         facts: dict[str, Any] = {
             "prompt": f"prompts.npz:{source}.input_ids",

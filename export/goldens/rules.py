@@ -45,7 +45,7 @@ def postprocess(r: Reference, rng: np.random.Generator) -> Section:
             columns.append(r.prompts.positions([token], codes))
             columns[-1][0] = token
         ids = np.concatenate(columns, axis=1)
-        text, codes = r.extract(ids, parity=True)
+        text, codes = r.extract(ids)
         section.arrays[f"{name}.new_ids"] = ids
         raw, frames = r.detokenize(tokens[:-1]), codes.shape[1]
         section.facts[name] = {"text": text, "raw_decode": raw, "decoded_code_frames": [frames] if frames else []}

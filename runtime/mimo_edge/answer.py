@@ -33,7 +33,7 @@ class Answer:
         self._options = options
         text, speech, stop = engine.core.task(request.task)
         text, speech = options.text_sampling or text, options.speech_sampling or speech
-        limit, self._limit_is_guard = self._limit(options, state.length if state else 0)
+        limit, self._limit_is_guard = self._limit(options, state)
         if state is None:
             positions = request.ids.shape[1] // engine.facts.group
             state = _core.State(engine.core, options.seed, stream, min(engine.facts.context, positions + limit))
@@ -54,30 +54,40 @@ class Answer:
         return "guard" if reason == "max_length" and self._limit_is_guard else reason
 
     def pieces(self, streams: bool, count: Callable[[bool], None]) -> Iterator[Piece]:
-        """Generate; yield what becomes certain. count is called after every position: was it speech?"""
-        text, sound = TextStream(self.request.thinks), self._sound_stream() if streams else None
-        tokens, core = self._engine.facts.tokens, self._engine.core
-        speaking = self.request.speaks and not self.request.thinks
+        """Generate; yield what becomes certain. count is called after every position: was it speech?
+
+        Patches are sound from <|sostm|> on, which stands in the prompt unless the model thinks first, up to <|eostm|>.
+        """
+        facts, core, request = self._engine.facts, self._engine.core, self.request
+        text = TextStream(request.thinks)
+        sound = SoundStream(self._engine, self._options, request.norms) if streams and request.speaks else None
+        tokens = facts.tokens
+        speaks_after = {tokens["sostm"]: request.speaks, tokens["eostm"]: False, tokens["eosp"]: False}
+        speaking = request.speaks and not request.thinks
+        patches = [np.zeros((facts.levels, 0), np.int32)]
         first, spoken = True, False
         while (step := self._core.next(self._listener(first, spoken))) is not None:
             token, patch = step
             first, spoken = False, spoken or patch is not None
             count(patch is not None)
-            if token in (tokens["sostm"], tokens["eostm"]):
-                speaking = self.request.speaks and token == tokens["sostm"]
-            if token not in self._engine.facts.marks:
+            speaking = speaks_after.get(token, speaking)
+            if token not in facts.marks:
                 yield from self._certain(text.feed(core.token_bytes(token)))
-            elif patch is not None and speaking and sound:
-                yield from self._certain(Piece(audio=sound.feed(patch)))
+            elif patch is not None and speaking and (patch := patch[:, patch[0] != facts.empty_code]).size:
+                patches.append(patch)
+                if sound:
+                    yield from self._certain(Piece(audio=sound.feed(patch)))
         yield from self._certain(text.close())
-        self.parity_text, codes = core.extract(self.ids, self._engine.parity)
-        if self.request.speaks and codes.shape[1] > 0:
+        codes = np.concatenate(patches, axis=1)
+        if self._engine.parity:
+            self.parity_text, codes = core.extract(self.ids)
+        if sound:
+            yield from self._certain(Piece(audio=sound.close()))
+            self.underruns = sound.playback.underruns
+        if request.speaks and codes.size:
             self.codes = codes
-            yield from self._certain(Piece(audio=sound.close() if sound else self._engine.sound(codes)))
-            self.underruns = sound.playback.underruns if sound else 0
-
-    def _sound_stream(self) -> SoundStream:
-        return SoundStream(self._engine, self._options, self.request.norms)
+            if not sound:
+                yield from self._certain(Piece(audio=self._engine.sound(codes)))
 
     def _certain(self, piece: Piece) -> Iterator[Piece]:
         if self.thinking is not None:
@@ -87,15 +97,13 @@ class Answer:
         if piece.text or piece.thinking or piece.audio is not None:
             yield piece
 
-    def _limit(self, options: Options, held: int) -> tuple[int, bool]:
+    def _limit(self, options: Options, state: _core.State | None) -> tuple[int, bool]:
         """Return how many positions may be added, and whether it is the runaway guard that says so."""
-        facts = self._engine.facts
-        positions = held + self.request.ids.shape[1] // facts.group
-        room = facts.context - positions
+        capacity, held = (state.capacity, state.length) if state else (self._engine.facts.context, 0)
+        positions = held + self.request.ids.shape[1] // self._engine.facts.group
+        room = capacity - positions
         if room < 1:
-            raise InputError(
-                f"prompt: expected fewer than {facts.context} positions, got {positions}; shorten the input"
-            )
+            raise InputError(f"prompt: expected fewer than {capacity} positions, got {positions}; shorten the input")
         if options.max_new_tokens is not None or self._engine.parity:
             return min(room, options.max_new_tokens or room), False
         return min(room, self.request.allowance), self.request.allowance < room

@@ -7,10 +7,12 @@ rate is the core's work (`_core.resample`) and happens later, so that a long fil
 
 from __future__ import annotations
 
+import contextlib
 import io
 import numbers
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +136,7 @@ def replace_file(path: Path, data: bytes) -> None:
     A link stays, and what it names is replaced. What is no file, a pipe or /dev/stdout, is written into.
     """
     target = path.resolve()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name[:40]}.{threading.get_native_id()}.partial")
     try:
         if is_written_into(path):
             path.write_bytes(data)
@@ -142,7 +144,8 @@ def replace_file(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise Error(f"write: cannot write {path}: {error.strerror}") from error
 
 

@@ -251,9 +251,10 @@ def _add_sound(add: _Adder) -> None:
     chat.add_argument("audio", metavar="FILE", nargs="+", help="what you say, turn by turn")
     chat.add_argument("--system", type=_words, metavar="TEXT", help="who the model is to be")
     chat.add_argument("--voice", metavar="FILE", help="a recording to sound like")
-    chat.add_argument("--text-out", action="store_true", help="answers are written, not spoken")
     chat.add_argument("--thinking", action="store_true", help="with --text-out: reason first")
-    _add_out(chat)
+    sound_or_text = chat.add_mutually_exclusive_group()
+    sound_or_text.add_argument("--text-out", action="store_true", help="answers are written, not spoken")
+    _add_out(sound_or_text)
     convert = add.generating(
         "convert", commands.convert, "Do to a recording what examples show: voice, style, editing, translation (Base).",
         'convert me.wav --example a.wav "What a says." b.wav --instruction "Convert the timbre." -o out.wav',
@@ -326,7 +327,7 @@ def _add_codec(add: _Adder) -> None:
     _add_out(decode)
 
 
-def _add_out(parser: argparse.ArgumentParser) -> None:
+def _add_out(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "-o", "--out", type=_sound_file, default=Path("out.wav"), help=".wav or .flac (default out.wav)"
     )

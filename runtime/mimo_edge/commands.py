@@ -30,6 +30,8 @@ from mimo_edge.progress import ProgressBar
 from mimo_edge.reply import Codes, Reply
 from mimo_edge.request import Options
 
+ENDINGS = {"max_length": "--max-new-tokens or a full context", "guard": "the runaway guard", "cancelled": "Ctrl-C"}
+
 
 def demo(arguments: argparse.Namespace) -> int:
     """Hear a command, answer it in text and voice."""
@@ -48,7 +50,7 @@ def demo(arguments: argparse.Namespace) -> int:
     elif model.config.get("trained") is False:
         print("note: this bundle holds random weights, so the words are chance and the voice is noise")
     _stop_if_cancelled(answered)
-    return 0
+    return int(_owes_sound(arguments, answered))
 
 
 def build(arguments: argparse.Namespace) -> int:
@@ -149,8 +151,7 @@ def understand(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
     options = options_of(model, "audio_understanding", arguments)
     generation = model.understand(arguments.audio, arguments.question, thinking=arguments.thinking, options=options)
-    _deliver(arguments, model, _finish(generation, "listening", arguments))
-    return 0
+    return _deliver(arguments, model, _finish(generation, "listening", arguments))
 
 
 def text(arguments: argparse.Namespace) -> int:
@@ -185,8 +186,7 @@ def speak(arguments: argparse.Namespace) -> int:
         template=arguments.template,
         options=options_of(model, "tts", arguments),
     )
-    _deliver(arguments, model, _finish(generation, "speaking", arguments))
-    return 0
+    return _deliver(arguments, model, _finish(generation, "speaking", arguments))
 
 
 def chat(arguments: argparse.Namespace) -> int:
@@ -205,7 +205,7 @@ def chat(arguments: argparse.Namespace) -> int:
     for audio in arguments.audio:
         model.engine.open_prompt_audio(audio)  # a wrong one is told before the work
     out: Path = arguments.out
-    several, results = len(arguments.audio) > 1, []
+    several, results, status = len(arguments.audio) > 1, [], 0
     try:
         for turn, audio in enumerate(arguments.audio, start=1):
             if several:
@@ -213,11 +213,12 @@ def chat(arguments: argparse.Namespace) -> int:
             reply = _finish(conversation.respond(audio), f"answering {audio}", arguments)
             _print_text(arguments, reply)
             results.append({"file": audio, **_keep(arguments, model, reply)})
+            status |= _owes_sound(arguments, reply)
             _stop_if_cancelled(reply)
     finally:
         if results and arguments.json:
             print_json(results if several else results[0])
-    return 0
+    return status
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -226,8 +227,7 @@ def convert(arguments: argparse.Namespace) -> int:
     examples = [Example(source, words, target) for source, words, target in arguments.example]
     options = options_of(model, "in_context", arguments)
     generation = model.convert(arguments.audio, examples, arguments.instruction, options=options)
-    _deliver(arguments, model, _finish(generation, "converting", arguments))
-    return 0
+    return _deliver(arguments, model, _finish(generation, "converting", arguments))
 
 
 def continue_speech(arguments: argparse.Namespace) -> int:
@@ -235,8 +235,7 @@ def continue_speech(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
     options = options_of(model, "continuation", arguments)
     generation = model.continue_speech(arguments.audio, seconds=arguments.seconds, options=options)
-    _deliver(arguments, model, _finish(generation, "speaking", arguments))
-    return 0
+    return _deliver(arguments, model, _finish(generation, "speaking", arguments))
 
 
 def encode(arguments: argparse.Namespace) -> int:
@@ -336,13 +335,14 @@ def _run(generation: Generation, label: str, arguments: argparse.Namespace, tota
         return generation.result(watch)
 
 
-def _deliver(arguments: argparse.Namespace, model: Model, reply: Reply) -> None:
-    """Print what was said, keep the sound, report the timings."""
+def _deliver(arguments: argparse.Namespace, model: Model, reply: Reply) -> int:
+    """Print what was said, keep the sound, report the timings. 0, or 1 where sound was asked for and none came."""
     _print_text(arguments, reply)
     facts = _keep(arguments, model, reply)
     if arguments.json:
         print_json(facts)
     _stop_if_cancelled(reply)
+    return int(_owes_sound(arguments, reply))
 
 
 def _keep(arguments: argparse.Namespace, model: Model, reply: Reply) -> dict[str, Any]:
@@ -352,10 +352,14 @@ def _keep(arguments: argparse.Namespace, model: Model, reply: Reply) -> dict[str
         write_wav(arguments.out, reply.audio, model.rate_hz)
         facts["out"] = str(arguments.out)
         note = f"wrote {arguments.out}"
-    elif hasattr(arguments, "out") and not getattr(arguments, "text_out", False):
+    elif _owes_sound(arguments, reply):
         note = f"no sound came, {arguments.out} was not written"
     _report(reply, note)
     return facts
+
+
+def _owes_sound(arguments: argparse.Namespace, reply: Reply) -> bool:
+    return reply.audio is None and hasattr(arguments, "out") and not getattr(arguments, "text_out", False)
 
 
 def _print_text(arguments: argparse.Namespace, reply: Reply) -> None:
@@ -391,7 +395,7 @@ def _report(reply: Reply, note: str | None = None) -> None:
     elif t.first_text_s is not None:
         parts.append(f"first text after {t.first_text_s:.2f} s")
     if reply.stop_reason != "stop token":
-        parts.append(f"ended by {reply.stop_reason}")
+        parts.append(f"ended by {ENDINGS.get(reply.stop_reason, reply.stop_reason)}")
     if note:
         parts.append(note)
     print(", ".join(parts), file=sys.stderr)

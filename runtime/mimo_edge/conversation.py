@@ -18,6 +18,7 @@ from mimo_edge.generation import Generation
 from mimo_edge.prefix_cache import PrefixCache
 from mimo_edge.reply import Ids, Norms
 from mimo_edge.request import Options, Request
+from mimo_edge.text_stream import TextStream
 
 USER = "<|im_start|>user\n"  # the head of a question (csrc/lm/prompt.cpp)
 ROOM = 512  # positions kept free for a question's answer; old turns leave for it
@@ -99,7 +100,9 @@ class Conversation:
         if heard < len(patches):
             ids = ids[:, : 0 if heard == 0 else (int(patches[heard - 1]) + 1) * facts.group]
             last.said = np.ascontiguousarray(ids)
-        return self._engine.core.extract(ids)[0] if ids.shape[1] else ""
+        words = [self._engine.core.token_bytes(token) for token in ids[0, :: facts.group] if token not in facts.marks]
+        text = TextStream(self._manner.thinks)
+        return text.feed(b"".join(words)).text + text.close().text
 
     def forget(self) -> None:
         """Take back the last question and its answer, as if neither had been said."""

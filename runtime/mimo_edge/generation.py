@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from mimo_edge import _core
@@ -24,14 +24,14 @@ class Generation:
         self._engine, self._requests, self._options, self._state = engine, requests, options, state
         self._answers: list[Answer] = []
         self._cancelled, self._failed = False, False
-        self._pieces: Iterator[Piece] | None = None
+        self._pieces: Generator[Piece, None, None] | None = None
         self._reply: Reply | None = None
         self._watch: Callable[[Generation], None] | None = None
         self.clock = Clock()
         self.positions = 0
         """New positions so far."""
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Generator[Piece, None, None]:
         if self._pieces is None:
             self._pieces = self._guarded(streams=True)
         return self._pieces
@@ -78,7 +78,7 @@ class Generation:
         """int32 [K+1, G*N] generated after it."""
         return self._answers[-1].ids
 
-    def _guarded(self, streams: bool) -> Iterator[Piece]:
+    def _guarded(self, streams: bool) -> Generator[Piece, None, None]:
         try:
             yield from self._run(streams)
         except BaseException:  # Ctrl-C too

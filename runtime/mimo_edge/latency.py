@@ -100,7 +100,7 @@ def summarise(
         "wall_s": round(wall_s, 1),
         "latency_ms": {
             name: {f"p{p}": round(1000 * percentile([split[name] for split in parts], p), 1) for p in PERCENTILES}
-            for name in (*PARTS, "total")
+            for name in ((*PARTS, "total") if parts else ())
         },
         "cancel_to_silence_ms": [round(1000 * s, 1) for s in silenced],
         "underruns": underruns,
@@ -116,9 +116,8 @@ def summarise(
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """The smallest value that `percent` of all do not exceed; NaN without values."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else float("nan")
+    """The smallest of one or more values that `percent` of all do not exceed."""
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
 def table(report: dict[str, Any]) -> str:

@@ -59,15 +59,12 @@ class SoundStream:
         self.playback = Playback()
 
     def feed(self, patch: Codes) -> Wave | None:
-        """patch int32 [K, G]. Returns the sound that has become certain, None while it is collected."""
-        spoken = patch[:, patch[0] != self._facts.empty_code]
-        if spoken.shape[1] == 0:
-            return None
+        """patch int32 [K, G] without empty frames. Returns the sound that is certain, None while it is collected."""
         if self._parity:  # one patch is kept back, so that the last push has something to decode
             sound = self._collected(last=False) if len(self._pending) == PARITY_PATCHES else None
-            self._pending.append(spoken)
+            self._pending.append(patch)
             return sound
-        self._pending.append(spoken)
+        self._pending.append(patch)
         enough = self.playback.buffered_s / 2 / self._facts.patch_s
         return self._collected(last=False) if len(self._pending) >= min(enough, MOST_PATCHES) else None
 

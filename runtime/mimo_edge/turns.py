@@ -244,7 +244,8 @@ class TurnTaker:
                 work()
             except Exception as error:  # this turn is lost, whatever went wrong; the conversation goes on as it was
                 self._answered.set()
-                self._tell("failed", f"{type(error).__name__}: {error}")
+                with contextlib.suppress(Exception):  # the listener itself may be what is broken
+                    self._tell("failed", f"{type(error).__name__}: {error}")
             finally:
                 self._work.task_done()
         self._work.task_done()  # of the end, so that wait() returns
@@ -262,18 +263,19 @@ class TurnTaker:
     def _answer(self, times: TurnTimes, epoch: int) -> None:
         times.started = self._now()
         self._generation = None
-        self._tell("answering")
         try:
+            self._tell("answering")
             if self._hearing is None:
                 raise InputError("turns: expected a conversation that can go on, got one that could not begin a turn")
             self._generation = generation = self._hearing.respond()
             if self._loudspeaker.epoch != epoch:  # interrupted before it began
                 generation.cancel()
-            for piece in generation:
-                if piece.audio is not None:
-                    self._loudspeaker.put(piece.audio, epoch)
-                if piece.text:
-                    self._tell("text", piece.text)
+            with contextlib.closing(iter(generation)) as pieces:  # what fails here ends the generation too
+                for piece in pieces:
+                    if piece.audio is not None:
+                        self._loudspeaker.put(piece.audio, epoch)
+                    if piece.text:
+                        self._tell("text", piece.text)
             reply = generation.result()
         finally:
             self._loudspeaker.finish(epoch)

@@ -42,11 +42,9 @@ TEST(a_recording_becomes_a_reply) {
     const auto model = open_model(2);
     const Positions reply = answer(model, tone(20000), 0);
     CHECK(reply.count() >= 1 && reply.count() <= 30);
-    for (const Reply& said : {extract_reply(*model, reply), extract_reply_as_upstream(*model, reply)}) {
-        if (said.codes.frames == 0) continue;
-        const auto wav = model->decode(said.codes);
-        CHECK_EQ(static_cast<int64_t>(wav.size()), said.codes.frames * model->codec_decoder.samples_per_frame());
-    }
+    const Codes said = extract_reply(*model, reply).codes;
+    if (said.frames == 0) return;
+    CHECK_EQ(static_cast<int64_t>(model->decode(said).size()), said.frames * model->codec_decoder.samples_per_frame());
 }
 
 TEST(conversations_run_side_by_side) {

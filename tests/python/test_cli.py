@@ -226,20 +226,11 @@ def test_speak(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 def test_chat_writes_an_answer_a_turn(
     bundle: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "chat",
-        clip,
-        clip,
-        "--bundle",
-        bundle,
-        "--greedy",
-        "--max-new-tokens",
-        "40",
-        "-o",
-        str(tmp_path / "a.wav"),
-    ]
-    assert main(words) == 0
-    assert {path.name for path in tmp_path.glob("a*.wav")} <= {"a-1.wav", "a-2.wav"}
+    words = ["chat", clip, clip, "--bundle", bundle, "--greedy", "--max-new-tokens", "40"]
+    status = main([*words, "-o", str(tmp_path / "a.wav")])
+    written = {path.name for path in tmp_path.glob("a*.wav")}
+    assert written <= {"a-1.wav", "a-2.wav"}
+    assert (status == 0) == (len(written) == 2)  # an answer without sound is told by the status too
     err = capsys.readouterr().err
     assert all(f"a-{turn}.wav" in err for turn in (1, 2))  # written or not, each is named
 
@@ -247,15 +238,24 @@ def test_chat_writes_an_answer_a_turn(
 def test_convert_and_continue(bundle: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o.wav"
     how = ["--bundle", bundle, "--greedy", "--max-new-tokens", "8", "-o", str(out)]
-    assert main(["convert", clip, "--example", clip, "What it says.", clip, "--instruction", "Convert.", *how]) == 0
-    assert main(["continue", clip, "--seconds", "1", *how]) == 0
-    err = capsys.readouterr().err.splitlines()
-    assert len(err) == 2
-    assert all((f"wrote {out}" in line) != (f"no sound came, {out} was not written" in line) for line in err)
+    for words in (
+        ["convert", clip, "--example", clip, "What it says.", clip, "--instruction", "Convert."],
+        ["continue", clip, "--seconds", "1"],
+    ):
+        out.unlink(missing_ok=True)
+        status = main([*words, *how])
+        assert (status == 0) == out.exists()
+        assert (f"wrote {out}" if out.exists() else f"no sound came, {out} was not written") in capsys.readouterr().err
     out.unlink(missing_ok=True)
-    assert main(["speak", "a", "--greedy", "--max-new-tokens", "1", "-o", str(out)]) == 0  # its text comes first
+    assert main(["speak", "a", "--greedy", "--max-new-tokens", "1", "-o", str(out)]) == 1  # its text comes first
     assert f"no sound came, {out} was not written" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_chat_in_text_writes_no_sound(clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["chat", clip, "--text-out", "-o", "a.wav"])
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_encode_and_decode(bundle: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from mimo_edge.export.safetensors_io import SafetensorsWriter
 from mimo_edge.export.tensor_table import is_transposed_conv
 from mimo_edge.quantize.calibration import Calibration
 from mimo_edge.quantize.conversations import GREEDY, Clip, Conversation, conversations, follow, shipped_clips
-from mimo_edge.quantize.evaluate import Agreement, Likeness, Report, evaluate
+from mimo_edge.quantize.evaluate import Agreement, Likeness, Report, _differences, evaluate
 from mimo_edge.quantize.judge import sound_scores, word_errors
 from mimo_edge.quantize.plan import advice, device, devices, needs, stored_bytes
 from mimo_edge.quantize.quantizer import quantize
@@ -224,6 +224,21 @@ def test_gates_decide_and_say_so() -> None:
     assert [failure.split(":")[0] for failure in failures] == ["text_agreement", "runaway_rate"]
     assert "2 failed" in report.table({"text_agreement": 0.6, "runaway_rate": 0.1})
     assert report.failures({"text_agreement": float("nan")}), "a limit that compares with nothing is not passed"
+
+
+def test_what_the_original_cannot_be_measured_by_is_left_out_and_a_broken_bundle_fails() -> None:
+    whole, nothing = {"runaway_rate": 0.0, "mel_distance_db": 1.0, "stoi": 0.9}, float("nan")
+    gates = {"mel_distance": 0.5, "stoi_loss": 0.05}
+    for original, this, failed in (
+        (whole, {**whole, "stoi": nothing}, ["stoi_loss"]),
+        ({**whole, "stoi": nothing}, whole, []),
+        (whole, {**whole, "mel_distance_db": 2.0}, ["mel_distance"]),
+        (whole, {**whole, "stoi": 0.95}, []),
+    ):
+        report = Report(free={"original": original, "this": this})
+        _differences(report)
+        assert [sentence.split(":")[0] for sentence in report.failures(gates)] == failed
+        assert ("stoi_loss" in report.values) == (original["stoi"] == 0.9) != bool(report.notes)
 
 
 def test_damage_ranks_the_layer_that_was_broken(

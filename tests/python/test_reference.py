@@ -192,41 +192,6 @@ def test_stop_rule() -> None:
 # what differs from the reference by default
 
 
-def reply_of(reference: Reference, tokens: list[int]) -> Array:
-    """ids [K+1, G*P] of a crafted reply; patch i holds code i everywhere."""
-    codes = np.zeros((reference.config["lm"]["audio_channels"], reference.config["lm"]["group_size"]), np.int32)
-    parts = [
-        reference.prompts.positions([token], codes + i if token == reference.tokens["empty"] else None)
-        for i, token in enumerate(tokens)
-    ]
-    return np.concatenate(parts, axis=1)
-
-
-def test_default_reply_loses_nothing(reference: Reference) -> None:
-    t, rare = reference.tokens, reference.tokenize("鑫")
-    assert len(rare) > 1
-    tokens = [*reference.tokenize("hm</think>\n"), t["sostm"], rare[0], t["empty"], *rare[1:], t["eot"], t["empty"]]
-    text, codes = reference.extract(reply_of(reference, tokens), parity=False)
-    assert text == "鑫"
-    assert codes.shape[1] == 2 * reference.config["lm"]["group_size"]
-    text, codes = reference.extract(reply_of(reference, tokens), parity=True)
-    assert "\ufffd" in text
-    assert codes.shape[1] == reference.config["lm"]["group_size"]
-
-
-def test_default_reply_without_speech_has_no_codes(reference: Reference) -> None:
-    text, codes = reference.extract(reply_of(reference, reference.tokenize("Hello")), parity=False)
-    assert text == "Hello"
-    assert codes.shape == (reference.config["lm"]["audio_channels"], 0)
-
-
-def test_default_speech_ends_at_the_first_mark_after_its_start(reference: Reference) -> None:
-    t = reference.tokens
-    ids = reply_of(reference, [t["eostm"], t["sostm"], t["empty"], t["eostm"], t["empty"]])
-    assert reference.extract(ids, parity=False)[1].shape[1] == reference.config["lm"]["group_size"]
-    assert reference.extract(ids, parity=True)[1].shape[1] == 0
-
-
 def test_plain_tts_uses_a_voice_by_default(reference: Reference) -> None:
     voice = array("encoder", "mixture.audio_tokens").T
     plain = reference.prompt_tts("hello", "say", None, None)

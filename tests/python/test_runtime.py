@@ -169,6 +169,59 @@ def test_limits_have_their_names(model: Model, clip: Any, monkeypatch: pytest.Mo
     assert running.positions == 5
 
 
+class Scripted:
+    """Stands for the core's generation: says these tokens; patch i holds code i."""
+
+    def __init__(self, model: Model, tokens: list[int]) -> None:
+        facts = model.engine.facts
+        shape, empty = (facts.levels, facts.group), facts.tokens["empty"]
+        self.steps = [(t, np.full(shape, i, np.int32) if t == empty else None) for i, t in enumerate(tokens)]
+        self.reason = "stop token"
+
+    def next(self, tap: object) -> Any:
+        return self.steps.pop(0) if self.steps else None
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_reply_is_every_word_and_every_patch_between_its_marks(
+    model: Model, streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, words = model.engine.facts.tokens, model.engine.core.tokenize("鑫")
+    assert len(words) > 1  # a character that speech interrupts
+    sostm, eostm, eosp, empty, eot = (tokens[name] for name in ("sostm", "eostm", "eosp", "empty", "eot"))
+    thoughts = model.engine.core.tokenize("hm</think>\n")
+    for instruct, said, heard in (
+        (None, [words[0], empty, *words[1:], eot, empty, eostm, empty], 2),  # the prompt has opened the speech
+        (None, [empty, eosp, empty, *words], 1),
+        (None, [empty, sostm, empty, *words], 2),
+        (None, words, 0),
+        ("softly", [*thoughts, empty, sostm, words[0], empty, *words[1:], eot, empty], 2),
+    ):
+        monkeypatch.setattr("mimo_edge.answer._core.Generation", lambda *_, said=said, **__: Scripted(model, said))
+        generation = model.speak("hello", instruct=instruct)
+        for _ in generation if streams else ():
+            pass
+        reply = generation.result()
+        assert reply.text == "鑫" if words[0] in said else not reply.text
+        group = model.engine.facts.group
+        if not heard:
+            assert reply.codes is None
+            assert reply.audio is None
+            continue
+        assert reply.codes is not None
+        assert reply.audio is not None
+        assert reply.codes.shape == (model.engine.facts.levels, heard * group)
+        assert len(reply.audio) == pytest.approx(heard * model.engine.facts.patch_s * model.rate_hz)
+
+
+def test_a_full_context_is_no_runaway(model: Model) -> None:
+    options = replace(GREEDY, max_new_tokens=None, min_new_tokens=500)
+    reply = model.conversation(options=options, context=64, speaks=False).respond(text="hello").result()
+    assert reply.stop_reason == "max_length"
+    with pytest.raises(InputError, match="fewer than 64 positions"):
+        model.conversation(context=64).respond(text="hello " * 70).result()
+
+
 def test_parity_knows_no_allowance(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ALLOWANCES, "asr", Allowance(5))
     model = mimo_edge.load(bundle_of(BUNDLED), threads=1, parity=True)
@@ -410,7 +463,7 @@ def test_written_sound_is_clipped_pcm16(tmp_path: Path) -> None:
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "out.txt"
+    path = tmp_path / ("x" * 251 + ".txt")  # as long as names may be
     replace_file(path, b"first")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(mimo_edge.Error, match="No space left"):

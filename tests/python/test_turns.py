@@ -48,6 +48,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+def broken(*events: str) -> Callable[[str, str], None]:
+    """A listener that fails on these, as one does whose reader has gone."""
+
+    def listen(event: str, text: str) -> None:
+        if event in events:
+            raise BrokenPipeError(event)
+
+    return listen
+
+
 class Live:
     """A turn taker with everything around it; speech is what is not zero."""
 
@@ -390,11 +400,30 @@ def test_the_loudspeaker_counts_what_it_played() -> None:
     assert speaker.underruns == 1
 
 
+@pytest.mark.parametrize("events", [("text",), ("text", "failed"), ("answering", "failed")])
+def test_a_broken_listener_costs_its_turn_and_no_other(model: mimo_edge.Model, events: tuple[str, ...]) -> None:
+    live = Live(model)
+    live.taker._listener = broken(*events)
+    live.hear(command())
+    live.silence(0.4)
+    live.taker.wait()
+    assert not live.taker.turns
+    live.until_waiting()
+    live.taker._listener = None
+    live.hear(command())
+    live.silence(0.4)
+    live.taker.wait()
+    assert len(live.taker.turns) == 1
+    live.taker.close()
+
+
 def test_percentiles_are_values_that_were_seen() -> None:
     values = [float(i) for i in range(1, 101)]
     assert [latency.percentile(values, p) for p in (50, 95, 99)] == [50, 95, 99]
     assert latency.percentile([7.0], 95) == 7.0
-    assert np.isnan(latency.percentile([], 50))
+    silent = latency.summarise([], 0, [], 1.0, 0.5)  # nobody spoke, or nobody answered
+    assert json.loads(json.dumps(silent, allow_nan=False))["latency_ms"] == {}
+    assert latency.table(silent)
 
 
 def test_listen_talks_in_real_time_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,7 +198,7 @@ def _check_sampled_patch(
 def _check_reply(stages: Stages, goldens: Goldens, check: Check, key: str, facts: Any, new: Ids) -> None:
     """Text, codes and sound of a run or a crafted case, as the reference returns them."""
     file, run = key.split(":")
-    text, codes = stages.extract(new, True)
+    text, codes = stages.extract(new)
     check.equal(f"{file} text", run, facts["text"], text)
     if "silent_placeholder" in facts:
         check.equal(f"{file} silence", run, facts["silent_placeholder"], codes.shape[1] == 0)
