@@ -1,6 +1,10 @@
 #include "base/pool.h"
 
 #include <algorithm>
+#include <system_error>
+#include <utility>
+
+#include "base/error.h"
 
 namespace mimo {
 namespace {
@@ -12,10 +16,17 @@ constexpr int kWatches = 300;  // looks before sleeping, each yielding the proce
 }  // namespace
 
 Pool::Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error& error) {
+        const size_t made = workers_.size();
+        stop();
+        throw DeviceError(
+            message("threads: expected ", threads, ", got ", made + 1, " (", error.what(), "); ask for fewer"));
+    }
 }
 
-Pool::~Pool() {
+void Pool::stop() {
     stop_ = true;
     epoch_.fetch_add(1);
     epoch_.notify_all();
@@ -40,6 +51,7 @@ void Pool::run(int64_t count, int64_t grain, const std::function<void(int64_t, i
     }
     for (int i = 0; i < kWatches && unfinished_.load() != 0; ++i) std::this_thread::yield();
     for (int64_t left = unfinished_.load(); left != 0; left = unfinished_.load()) unfinished_.wait(left);
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 bool Pool::take_part() const {
@@ -47,7 +59,14 @@ bool Pool::take_part() const {
     const int64_t untaken = untaken_.fetch_sub(1);
     if (untaken <= 0) return false;
     const int64_t part = parts_ - untaken, grains = (count_ + grain_ - 1) / grain_;
-    (*body_)(grains* part / parts_ * grain_, std::min(count_, grains * (part + 1) / parts_ * grain_));
+    const int64_t begin = grains * part / parts_ * grain_;
+    const int64_t end = std::min(count_, grains * (part + 1) / parts_ * grain_);
+    try {
+        (*body_)(begin, end);
+    } catch (...) {
+        const std::lock_guard lock(failing_);
+        if (!failure_) failure_ = std::current_exception();
+    }
     if (unfinished_.fetch_sub(1) == 1) unfinished_.notify_one();
     return true;
 }

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -15,8 +16,8 @@ namespace mimo {
 
 class Pool {
 public:
-    explicit Pool(int threads);  // threads >= 1, the caller's own included
-    ~Pool();
+    explicit Pool(int threads);  // threads >= 1, the caller's own included; throws DeviceError if there are not so many
+    ~Pool() { stop(); }
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
@@ -24,11 +25,13 @@ public:
 
     // Calls body(begin, end) on parts of [0, count) that together cover it once; returns when all are done.
     // Parts begin at multiples of `grain`. A second conversation that finds the pool busy computes on its own thread.
+    // What a part throws, the first of them, is thrown here, when all are done.
     void run(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) const;
 
 private:
     void work() const;
     bool take_part() const;  // false if there is none left
+    void stop();
 
     std::vector<std::thread> workers_;
     mutable std::mutex busy_;
@@ -37,6 +40,8 @@ private:
     mutable std::atomic<int64_t> unfinished_{0};
     mutable const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     mutable int64_t count_ = 0, grain_ = 1, parts_ = 0;
+    mutable std::mutex failing_;
+    mutable std::exception_ptr failure_;  // the first of this run
     std::atomic<bool> stop_{false};
 };
 

@@ -12,4 +12,8 @@ struct Sampling {
     float top_p = 0.0f;  // keep the best candidates that together reach p; outside (0, 1]: all
 };
 
+constexpr const char* kBrokenScores =
+    "sample: expected finite logits, got NaN or infinity; the weights or the input are damaged, or the temperature is "
+    "too near 0";
+
 }  // namespace mimo

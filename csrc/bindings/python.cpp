@@ -20,7 +20,38 @@ namespace mimo {
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-using Ints = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+
+// Integers of any width that int32 holds; other arrays are refused, never rounded or wrapped.
+struct Ints : py::array_t<int32_t, py::array::c_style | py::array::forcecast> {
+    using py::array_t<int32_t, py::array::c_style | py::array::forcecast>::array_t;
+};
+
+}  // namespace
+}  // namespace mimo
+
+template <>
+struct pybind11::detail::type_caster<mimo::Ints> {
+    PYBIND11_TYPE_CASTER(mimo::Ints, const_name("numpy.ndarray[int32]"));
+
+    bool load(handle source, bool) {
+        const auto array = pybind11::array::ensure(source);
+        if (!array) return false;
+        const char kind = array.dtype().kind();
+        if (kind != 'i' && kind != 'u' && array.size() > 0)
+            throw mimo::ShapeError(mimo::message("array: expected integers, got ", std::string(str(array.dtype()))));
+        value = mimo::Ints(array_t<int32_t, pybind11::array::c_style | pybind11::array::forcecast>(array));
+        if (array.itemsize() < 4 || (kind == 'i' && array.itemsize() == 4)) return true;
+        const array_t<int64_t, pybind11::array::c_style | pybind11::array::forcecast> wide(array);
+        for (ssize_t i = 0; i < wide.size(); ++i) {
+            if (wide.data()[i] != value.data()[i])
+                throw mimo::InputError(mimo::message("array: expected 32-bit integers, got ", wide.data()[i]));
+        }
+        return true;
+    }
+};
+
+namespace mimo {
+namespace {
 
 // --- numpy -> core
 // ---------------------------------------------------------------------------------------------------------------
@@ -127,6 +158,14 @@ auto without_gil(Function function) {
     return function();
 }
 
+// The same for what threads may share: they take turns. Recursive, so that a tap may look at what it listens to.
+template <typename Function>
+auto in_turn(std::recursive_mutex& turn, Function function) {
+    py::gil_scoped_release release;
+    const std::lock_guard held(turn);
+    return function();
+}
+
 // --- networks that Python computes: an object with the methods of Backend, checked by mimo_edge/backend.py's protocol
 // ---------------------------------------------------------------------------------------------------------------
 
@@ -152,7 +191,7 @@ private:
 
 py::object tap_for_python(const Tap& tap) {
     if (!tap) return py::none();
-    return py::cpp_function([&tap](const std::string& name, const Floats& array) {
+    return py::cpp_function([tap](const std::string& name, const Floats& array) {
         tap(name, std::vector<int64_t>(array.shape(), array.shape() + array.ndim()), array.data());
     });
 }
@@ -407,46 +446,58 @@ void bind_state(py::module_& module) {
                  return std::make_shared<State>(model, seed, stream, context);
              }),
              py::arg("model"), py::arg("seed") = 0, py::arg("stream") = 0, py::arg("context") = 0)
-        .def_property_readonly("length", &State::length)
+        .def_property_readonly("length", [](const State& s) { return in_turn(s.turn(), [&] { return s.length(); }); })
         .def_property_readonly("capacity", &State::capacity)
         .def(
             "prefill",
             [](State& s, const Ints& ids, const PyTap& tap) {
                 const Positions positions = to_positions(ids, s.model().config.lm);
                 const Tap listener = to_tap(tap);
-                without_gil([&] { s.prefill(positions, listener); });
+                in_turn(s.turn(), [&] { s.prefill(positions, listener); });
             },
             py::arg("ids"), py::arg("tap") = py::none())
-        .def("rewind", &State::rewind, py::arg("length"))
-        .def("ids", [](const State& s) { return to_ids(s.positions(), s.model().config.lm, false); })
         .def(
-            "keep", [](State& s, const Ints& ids) { return s.keep(to_positions(ids, s.model().config.lm)); },
+            "rewind", [](State& s, int64_t length) { in_turn(s.turn(), [&] { s.rewind(length); }); }, py::arg("length"))
+        .def("ids",
+             [](const State& s) {
+                 const Positions positions = in_turn(s.turn(), [&] { return s.positions(); });
+                 return to_ids(positions, s.model().config.lm, false);
+             })
+        .def(
+            "keep",
+            [](State& s, const Ints& ids) {
+                const Positions wanted = to_positions(ids, s.model().config.lm);
+                return in_turn(s.turn(), [&] { return s.keep(wanted); });
+            },
             py::arg("ids"))
         .def(
             "save",
             [](const State& s, const std::string& note) {
-                return py::bytes(without_gil([&] { return s.save(note); }));
+                return py::bytes(in_turn(s.turn(), [&] { return s.save(note); }));
             },
             py::arg("note") = "")
         .def(
             "restore",
             [](State& s, const py::buffer& saved) {
                 const py::buffer_info info = saved.request();
+                if (PyBuffer_IsContiguous(info.view(), 'C') == 0)
+                    throw InputError("restore: expected bytes side by side in memory, got a strided view");
                 const std::span<const char> bytes(static_cast<const char*>(info.ptr),
                                                   static_cast<size_t>(info.size * info.itemsize));
-                return without_gil([&] { return s.restore(bytes); });
+                return in_turn(s.turn(), [&] { return s.restore(bytes); });
             },
             py::arg("saved"))
-        .def("hidden", [](const State& s) { return to_numpy(s.hidden().data); })
-        .def("text_logits", [](const State& s) { return to_numpy(without_gil([&] { return s.text_logits(); })); })
-        .def("local_hidden", [](const State& s) { return to_numpy(s.local_hidden().data); })
+        .def("hidden", [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.hidden().data; })); })
+        .def("text_logits", [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.text_logits(); })); })
+        .def("local_hidden",
+             [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.local_hidden().data; })); })
         .def(
             "decode_patch",
             [](State& s, const Sampling& speech, const PyTap& tap, const std::optional<Ints>& forced) {
                 const Tap listener = to_tap(tap);
                 const auto codes = to_optional_codes(forced, "decode_patch");
                 return to_numpy(
-                    without_gil([&] { return s.decode_patch(speech, listener, codes ? &*codes : nullptr); }));
+                    in_turn(s.turn(), [&] { return s.decode_patch(speech, listener, codes ? &*codes : nullptr); }));
             },
             py::arg("speech"), py::arg("tap") = py::none(), py::arg("forced") = py::none());
 
@@ -463,19 +514,21 @@ void bind_state(py::module_& module) {
     py::class_<Listener>(module, "Listener")
         .def(py::init([](const std::shared_ptr<State>& state, const Ints& before, double most_s) {
                  const Positions positions = to_positions(before, state->model().config.lm);
-                 return without_gil([&] { return std::make_unique<Listener>(state, positions, most_s); });
+                 return in_turn(state->turn(), [&] { return std::make_unique<Listener>(state, positions, most_s); });
              }),
              py::arg("state"), py::arg("before"), py::arg("most_s") = 0.0)
         .def(
             "feed",
             [](Listener& l, const Floats& wav, int64_t rate_hz) {
                 const auto samples = to_span(wav, "listener");
-                return without_gil([&] { return l.feed(samples, rate_hz); });
+                return in_turn(l.turn(), [&] { return l.feed(samples, rate_hz); });
             },
             py::arg("wav"), py::arg("rate_hz"))
-        .def("settle", [](Listener& l) { return without_gil([&] { return l.settle(); }); })
-        .def_property_readonly("heard_s", &Listener::heard_s)
-        .def_property_readonly("is_long_enough", &Listener::is_long_enough);
+        .def("settle", [](Listener& l) { return in_turn(l.turn(), [&] { return l.settle(); }); })
+        .def_property_readonly("heard_s",
+                               [](const Listener& l) { return in_turn(l.turn(), [&] { return l.heard_s(); }); })
+        .def_property_readonly("is_long_enough",
+                               [](const Listener& l) { return in_turn(l.turn(), [&] { return l.is_long_enough(); }); });
 
     py::class_<Generation>(module, "Generation")
         .def(py::init([](const std::shared_ptr<State>& state, const Ints& ids, const Sampling& text,
@@ -491,15 +544,19 @@ void bind_state(py::module_& module) {
             "next",
             [](Generation& g, const PyTap& tap) -> py::object {
                 const Tap listener = to_tap(tap);
-                const auto step = without_gil([&] { return g.next(listener); });
+                const auto step = in_turn(g.turn(), [&] { return g.next(listener); });
                 if (!step) return py::none();
                 return py::make_tuple(step->token, step->patch ? py::object(to_numpy(*step->patch)) : py::none());
             },
             py::arg("tap") = py::none())
-        .def("ids", [](const Generation& g) { return to_ids(g.positions(), g.model().config.lm, true); })
+        .def("ids",
+             [](const Generation& g) {
+                 const Positions positions = in_turn(g.turn(), [&] { return g.positions(); });
+                 return to_ids(positions, g.model().config.lm, true);
+             })
         .def_property_readonly("reason",
                                [](const Generation& g) {
-                                   switch (g.ending()) {
+                                   switch (in_turn(g.turn(), [&] { return g.ending(); })) {
                                        case Ending::none:
                                            return "running";
                                        case Ending::stop_token:
@@ -541,15 +598,18 @@ public:
 
     py::array_t<float> push(const Ints& codes, bool last) {
         const Codes more = to_codes(codes, "decoder stream");
-        return to_numpy(without_gil([&] {
+        return to_numpy(in_turn(turn_, [&] {
             const Array hidden = more.frames > 0 ? model_->rvq.decode(more) : Array(0, model_->config.codec.d_model);
             return stream_.push(model_->context(), hidden, last);
         }));
     }
 
-    int64_t waiting() const { return stream_.waiting_frames(); }
+    int64_t waiting() const {
+        return in_turn(turn_, [&] { return stream_.waiting_frames(); });
+    }
 
 private:
+    mutable std::recursive_mutex turn_;
     ModelPointer model_;
     DecoderStream stream_;
 };
@@ -563,26 +623,32 @@ public:
     py::list push(const std::vector<Ints>& chunks, bool last) {
         std::vector<Array> hidden;
         for (const Ints& chunk : chunks) hidden.push_back(model_->rvq.decode(to_codes(chunk, "streaming decoder")));
-        const auto pieces = without_gil(
-            [&] { return decoder_.push(model_->context(), model_->codec_decoder, std::move(hidden), last); });
+        const auto pieces = in_turn(
+            turn_, [&] { return decoder_.push(model_->context(), model_->codec_decoder, std::move(hidden), last); });
         py::list out;
         for (const auto& piece : pieces) out.append(piece ? py::object(to_numpy(*piece)) : py::none());
         return out;
     }
 
     std::vector<int64_t> processed() const {
-        std::vector<int64_t> counts;
-        for (const auto& stream : decoder_.streams()) counts.push_back(stream.processed);
-        return counts;
+        return counts([](const auto& stream) { return stream.processed; });
     }
 
     std::vector<int64_t> cached() const {
-        std::vector<int64_t> counts;
-        for (const auto& stream : decoder_.streams()) counts.push_back(stream.history.rows);
-        return counts;
+        return counts([](const auto& stream) { return stream.history.rows; });
     }
 
 private:
+    template <typename Count>
+    std::vector<int64_t> counts(Count count) const {
+        return in_turn(turn_, [&] {
+            std::vector<int64_t> all;
+            for (const auto& stream : decoder_.streams()) all.push_back(count(stream));
+            return all;
+        });
+    }
+
+    mutable std::recursive_mutex turn_;
     ModelPointer model_;
     StreamingDecoder decoder_;
 };

@@ -225,9 +225,12 @@ Array CodecDecoder::up_part(const Context& context, const Array& x, const ConvTr
 }
 
 void StreamOptions::check() const {
-    if (history_frames < 0 || look_ahead_frames < 0 || !(norm.weight_frames >= 0)) {
-        throw InputError(message("decoder stream: expected history, look-ahead and norm weight of 0 or more, got ",
-                                 history_frames, ", ", look_ahead_frames, " and ", norm.weight_frames));
+    constexpr int64_t kMost = int64_t{1} << 30;  // a year of sound
+    if (history_frames < 0 || history_frames > kMost || look_ahead_frames < 0 || look_ahead_frames > kMost ||
+        !(norm.weight_frames >= 0)) {
+        throw InputError(message("decoder stream: expected history and look-ahead of 0 to ", kMost,
+                                 " frames and a norm weight of 0 or more, got ", history_frames, ", ",
+                                 look_ahead_frames, " and ", norm.weight_frames));
     }
 }
 

@@ -28,7 +28,7 @@ struct StreamOptions {
     int64_t history_frames = 250;    // code frames of the past that the causal layers see; upstream's left_overlap
     int64_t look_ahead_frames = 40;  // code frames the vocoder waits for; more than exact_look_ahead() is not used
 
-    void check() const;  // throws InputError on what is negative
+    void check() const;  // throws InputError on what is negative or absurd
 };
 
 class CodecDecoder {

@@ -52,20 +52,29 @@ Codes Rvq::encode(const Context& context, const Array& hidden) const {
     return codes;
 }
 
-Array Rvq::decode(const Codes& codes) const {
+void Rvq::check(const Codes& codes) const {
     if (codes.levels < 1 || codes.levels > levels()) {
         throw ShapeError(message("rvq_decode: expected 1 to ", levels(), " levels, got ", codes.levels));
     }
+    for (int64_t level = 0; level < codes.levels; ++level) {
+        const int64_t bins = codebooks_[static_cast<size_t>(level)].rows;
+        for (int64_t t = 0; t < codes.frames; ++t) {
+            const int64_t code = codes.at(level, t);
+            if (code < 0 || code >= bins) {
+                throw InputError(
+                    message("rvq_decode: expected codes from 0 to ", bins - 1, " at level ", level, ", got ", code));
+            }
+        }
+    }
+}
+
+Array Rvq::decode(const Codes& codes) const {
+    check(codes);
     Array hidden(codes.frames, dim_);
     for (int64_t level = 0; level < codes.levels; ++level) {
         const Matrix& codebook = codebooks_[static_cast<size_t>(level)];
         for (int64_t t = 0; t < codes.frames; ++t) {
-            const int64_t code = codes.at(level, t);
-            if (code < 0 || code >= codebook.rows) {
-                throw InputError(message("rvq_decode: expected codes from 0 to ", codebook.rows - 1, " at level ",
-                                         level, ", got ", code));
-            }
-            const float* row = static_cast<const float*>(codebook.data) + code * dim_;
+            const float* row = static_cast<const float*>(codebook.data) + codes.at(level, t) * dim_;
             for (int64_t d = 0; d < dim_; ++d) hidden.row(t)[d] += row[d];
         }
     }

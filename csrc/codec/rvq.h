@@ -11,13 +11,15 @@ class Rvq {
 public:
     Rvq(const CodecConfig& config, const Weights& weights);
 
+    // Throws ShapeError on no levels or too many, InputError on a code out of range.
+    void check(const Codes& codes) const;
+
     int64_t levels() const { return static_cast<int64_t>(codebooks_.size()); }
 
     // hidden [T, D] -> codes [levels, T]. Squared Euclidean distance; ties go to the lowest index.
     Codes encode(const Context& context, const Array& hidden) const;
 
-    // codes [n <= levels, T] -> sum of the rows [T, D]. Throws ShapeError on too many levels, InputError on a code out
-    // of range.
+    // codes [n <= levels, T] -> sum of the rows [T, D]. Throws as check does.
     Array decode(const Codes& codes) const;
 
 private:

@@ -182,7 +182,7 @@ struct Request {
     int32_t tokens[kMaxRows];
 };
 
-enum Trouble : int32_t { kNan = 1, kNoCandidate = 2 };
+enum Trouble : int32_t { kBroken = 1, kNoCandidate = 2 };
 
 struct Answer {
     int32_t token;

@@ -156,11 +156,6 @@ MIMO_DEVICE int32_t draw_from(const Candidates& c, float best, const Draw& draw)
 MIMO_DEVICE_CALL int32_t sample_block(const float* logits, int32_t count, const Sampling& sampling,
                                       const int32_t* removed, int32_t removed_count, const Draw& draw, float* mass,
                                       int32_t* trouble) {
-    const int32_t broken = over_all(count, 0, Highest{}, [&](int64_t i) { return logits[i] != logits[i] ? 1 : 0; });
-    if (broken != 0) {
-        if (thread() == 0) *trouble |= kNan;
-        return 0;
-    }
     Candidates c = {.logits = logits,
                     .count = count,
                     .temperature = sampling.temperature,
@@ -170,6 +165,11 @@ MIMO_DEVICE_CALL int32_t sample_block(const float* logits, int32_t count, const 
                     .first_of_least = 0,
                     .removed = removed,
                     .removed_count = removed_count};
+    const int32_t broken = over_all(count, 0, Highest{}, [&](int64_t i) { return c.score(i) < infinity() ? 0 : 1; });
+    if (broken != 0) {
+        if (thread() == 0) *trouble |= kBroken;
+        return 0;
+    }
     const float best = over_all(count, -infinity(), Highest{}, [&](int64_t i) { return c.score(i); });
     keep_top_k(c, sampling.top_k);
     keep_top_p(c, sampling.top_p, best, mass);

@@ -304,8 +304,7 @@ void CudaSequence::check_answer() {
     const Answer none = {};
     stream_.copy_in(answer_, &none, static_cast<int64_t>(sizeof(none)));
     stream_.wait();
-    if (trouble & kNan)
-        throw InputError("sample: expected finite logits, got NaN; the weights or the input are damaged");
+    if (trouble & kBroken) throw InputError(kBrokenScores);
     throw InputError("sample: expected at least one candidate, got none after removal");
 }
 

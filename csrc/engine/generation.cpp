@@ -27,6 +27,11 @@ Generation::Generation(std::shared_ptr<State> state, Positions prompt, Generatio
     : state_(std::move(state)), unread_(std::move(prompt)), options_(std::move(options)) {
     if (options_.max_new < 1)
         throw InputError(message("generate: expected at least 1 new position, got ", options_.max_new));
+    const int64_t vocabulary = state_->model().config.lm.vocab_size;
+    for (const int32_t token : options_.task.stop) {
+        if (token < 0 || token >= vocabulary)
+            throw InputError(message("generate: expected stop tokens from 0 to ", vocabulary - 1, ", got ", token));
+    }
 }
 
 std::optional<Generation::Step> Generation::next(const Tap& tap) {

@@ -25,7 +25,7 @@ bool repeats_itself(const Positions& positions, const LmConfig& lm);
 
 class Generation {
 public:
-    // Throws InputError if max_new is below 1.
+    // Throws InputError if max_new is below 1 or a stop token is not in the vocabulary.
     Generation(std::shared_ptr<State> state, Positions prompt, GenerationOptions options);
 
     struct Step {
@@ -41,6 +41,7 @@ public:
 
     const Model& model() const { return state_->model(); }
     const Positions& positions() const { return reply_; }
+    std::recursive_mutex& turn() const { return state_->turn(); }
     Ending ending() const { return ending_; }
 
 private:

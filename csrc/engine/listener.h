@@ -42,6 +42,8 @@ public:
     // The conversation as the last settle() left it; before the first, `before` alone.
     const Positions& positions() const { return settled_; }
 
+    std::recursive_mutex& turn() const { return state_->turn(); }
+
     double heard_s() const;
     bool is_long_enough() const;  // for settle()
 

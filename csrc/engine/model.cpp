@@ -108,6 +108,7 @@ std::string Model::identity() const {
 }
 
 std::vector<float> Model::decode(const Codes& codes, const Tap& tap) const {
+    rvq.check(codes);
     std::vector<float> wav = backend_->decode(codes, tap);
     expect_made("samples", {codes.frames * codec_decoder.samples_per_frame()}, {static_cast<int64_t>(wav.size())});
     return wav;

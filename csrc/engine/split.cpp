@@ -1,5 +1,7 @@
 #include "engine/split.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace mimo {
@@ -32,7 +34,8 @@ std::vector<Stretch> split_at_pauses(std::span<const float> wav, int64_t rate_hz
                                  rate_hz, " Hz and ", max_seconds, " s"));
     }
     const auto samples = static_cast<int64_t>(wav.size());
-    const auto most = static_cast<int64_t>(max_seconds * static_cast<double>(rate_hz));
+    const auto most =
+        static_cast<int64_t>(std::min(max_seconds * static_cast<double>(rate_hz), static_cast<double>(samples)));
     std::vector<Stretch> pieces;
     int64_t begin = 0;
     while (samples - begin > most) {

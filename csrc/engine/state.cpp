@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 
 #include "io/sha256.h"
@@ -9,7 +10,14 @@
 namespace mimo {
 namespace {
 
-constexpr std::string_view kMagic = "mimo-edge conversation 1\n";
+constexpr std::string_view kMagic = "mimo-edge conversation 2\n";
+
+// Fletcher's checksum over the bits of the floats: hundreds of MB at the speed of memory, against damage, not malice.
+int64_t checksum(std::span<const float> floats) {
+    uint64_t sum = 0, sums = 0;
+    for (const float value : floats) sums += sum += std::bit_cast<uint32_t>(value);
+    return static_cast<int64_t>(sums ^ sum << 32);
+}
 
 int64_t capacity_of(const LmConfig& lm, int64_t asked) {
     if (asked < 0 || asked > lm.max_position_embeddings) {
@@ -82,8 +90,8 @@ std::string State::save(std::string_view note) const {
     const std::vector<float> floats = sequence_->save();
     std::string bytes(kMagic);
     const auto put = [&bytes](const void* data, size_t size) { bytes.append(static_cast<const char*>(data), size); };
-    const std::array<int64_t, 3> sizes = {static_cast<int64_t>(note.size()), length(),
-                                          static_cast<int64_t>(floats.size())};
+    const std::array<int64_t, 4> sizes = {static_cast<int64_t>(note.size()), length(),
+                                          static_cast<int64_t>(floats.size()), checksum(floats)};
     bytes += model_->identity();
     put(sizes.data(), sizeof(sizes));
     bytes += note;
@@ -107,9 +115,9 @@ std::string State::restore(std::span<const char> bytes) {
     const std::string identity = model_->identity();
     if (std::string_view(take(identity.size()), identity.size()) != identity)
         refuse("a conversation with this model on these kernels", "another's");
-    std::array<int64_t, 3> sizes;
+    std::array<int64_t, 4> sizes;
     std::memcpy(sizes.data(), take(sizeof(sizes)), sizeof(sizes));
-    const auto [note_size, count, float_count] = sizes;
+    const auto [note_size, count, float_count, sum] = sizes;
     const auto limit = static_cast<int64_t>(bytes.size());
     if (note_size < 0 || note_size > limit || count < 1 || count > limit || float_count < 0 || float_count > limit)
         refuse("a saved conversation", "impossible sizes");
@@ -124,7 +132,7 @@ std::string State::restore(std::span<const char> bytes) {
     std::vector<float> floats(static_cast<size_t>(float_count));
     std::memcpy(floats.data(), take(floats.size() * sizeof(float)), floats.size() * sizeof(float));
     const std::string hash = sha256_hex({reinterpret_cast<const uint8_t*>(bytes.data()), described});
-    if (std::string_view(take(hash.size()), hash.size()) != hash || at != bytes.size())
+    if (std::string_view(take(hash.size()), hash.size()) != hash || checksum(floats) != sum || at != bytes.size())
         refuse("an unaltered saved conversation", "an altered one");
     check(positions, model_->config);
     sequence_->load(floats, count);

@@ -1,8 +1,9 @@
-// One conversation: what the backbone has read so far, and what it thinks comes next. Not for two threads at once; any
-// number of States of one Model may run side by side.
+// One conversation: what the backbone has read so far, and what it thinks comes next. Not for two threads at once,
+// unless they hold turn(); any number of States of one Model may run side by side.
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 
@@ -20,6 +21,9 @@ public:
     const Model& model() const { return *model_; }
     int64_t length() const { return positions_.count(); }  // positions read
     int64_t capacity() const { return capacity_; }
+
+    // For threads that share the conversation, or what runs on it: each holds it while it calls.
+    std::recursive_mutex& turn() const { return turn_; }
 
     // Reads more positions. Throws InputError, and changes nothing, if they are none, do not fit or hold unknown tokens
     // or codes.
@@ -39,8 +43,8 @@ public:
     int64_t become(const Positions& wanted);
 
     // The conversation as bytes, and back, bit for bit: the state of a process, a file, a mapping. note: carried along.
-    // Only a model of the same weights, kernels and sizes restores it. Throws InputError for other bytes, and changes
-    // nothing then; DeviceError if the backend cannot.
+    // Only a model of the same weights, kernels and sizes restores it. Throws InputError for other bytes, altered ones
+    // included, and changes nothing then; DeviceError if the backend cannot.
     std::string save(std::string_view note) const;
     std::string restore(std::span<const char> bytes);  // -> the note
 
@@ -56,6 +60,7 @@ private:
     Draw draw() const { return {.seed = seed_, .stream = stream_, .position = static_cast<uint32_t>(length())}; }
 
     std::shared_ptr<const Model> model_;
+    mutable std::recursive_mutex turn_;
     uint64_t seed_;
     uint32_t stream_;
     int64_t capacity_;

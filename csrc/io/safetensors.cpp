@@ -50,7 +50,7 @@ Safetensors::Safetensors(const std::filesystem::path& path) : file_(path), name_
         const int64_t begin = offsets.size() == 2 ? offsets[0].integer() : -1;
         const int64_t end = offsets.size() == 2 ? offsets[1].integer() : -1;
         if (begin < 0 || end - begin != size || end > static_cast<int64_t>(body.size()) ||
-            begin % bytes_of(tensor.type) != 0) {
+            (8 + static_cast<int64_t>(header) + begin) % bytes_of(tensor.type) != 0) {
             throw BundleError(message("safetensors: expected ", size, " bytes for ", name, " inside the ", body.size(),
                                       " of ", name_, ", got [", begin, ", ", end,
                                       "); the file is truncated or altered"));

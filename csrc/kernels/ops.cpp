@@ -235,8 +235,11 @@ void put(const float* x, int64_t from, int64_t n, int8_t* y, int64_t to, uint16_
 KeyValues::KeyValues(int64_t heads, int64_t head_dim, int64_t capacity, DType type)
     : heads_(heads), head_dim_(head_dim), capacity_((capacity + kLanes - 1) / kLanes * kLanes), type_(type) {
     // calloc: zero pages that the system backs only when they are written
-    const auto positions = static_cast<size_t>(heads_ * std::max(capacity_, kLanes));
-    const auto bytes = positions * static_cast<size_t>(head_dim_ * bytes_of(type));
+    size_t positions = 0, bytes = 0;
+    if (capacity < 0 || __builtin_mul_overflow(heads_, std::max(capacity_, kLanes), &positions) ||
+        __builtin_mul_overflow(positions, head_dim_ * bytes_of(type), &bytes)) {
+        throw DeviceError(message("attention cache: expected room for a sensible number of positions, got ", capacity));
+    }
     const size_t scales = type == DType::i8 ? positions * sizeof(uint16_t) : 1;
     keys_.reset(std::calloc(bytes, 1));
     values_.reset(std::calloc(bytes, 1));

@@ -51,7 +51,16 @@ Positions Prompts::join(std::initializer_list<Positions> parts) const {
 
 Positions Prompts::audio(const Codes& codes, bool marks, const std::vector<int64_t>* empty) const {
     LmConfig lm = config_.lm;
-    if (empty) lm.speech_zeroemb_idx = *empty;
+    if (empty) {
+        bool sensible = empty->size() == lm.speech_vocab_size.size();
+        for (size_t k = 0; sensible && k < empty->size(); ++k)
+            sensible = (*empty)[k] >= 0 && (*empty)[k] < lm.speech_vocab_size[k];
+        if (!sensible) {
+            throw InputError(message("prompt: expected one empty code for each of ", lm.audio_channels,
+                                     " levels, within its vocabulary, got others"));
+        }
+        lm.speech_zeroemb_idx = *empty;
+    }
     if (codes.levels < lm.audio_channels || codes.frames < 1) {
         throw ShapeError(message("prompt: expected audio codes [at least ", lm.audio_channels, ", at least 1], got [",
                                  codes.levels, ", ", codes.frames, "]"));

@@ -87,9 +87,8 @@ std::vector<float> filter_scores(std::span<const float> logits, const Sampling& 
     }
     std::vector<float> scores(logits.begin(), logits.end());
     for (float& score : scores) {
-        if (std::isnan(score))
-            throw InputError("sample: expected finite logits, got NaN; the weights or the input are damaged");
         score /= sampling.temperature;
+        if (!(score < -kRemoved)) throw InputError(kBrokenScores);
     }
     if (scores.empty()) return scores;
     keep_top_k(scores, sampling.top_k);

@@ -15,8 +15,8 @@ namespace mimo {
 std::vector<float> filter_scores(std::span<const float> logits, const Sampling& sampling);
 
 // removed: indices that may not come out, taken away after the filters. If they were all that the filters kept, the
-// best index is 0, as upstream, and a draw, where upstream fails, is the best of the others. Throws InputError on a
-// NaN.
+// best index is 0, as upstream, and a draw, where upstream fails, is the best of the others. Throws InputError on NaN
+// and on infinity.
 int32_t sample(std::span<const float> logits, const Sampling& sampling, std::span<const int32_t> removed,
                const Draw& draw);
 

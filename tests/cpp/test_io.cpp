@@ -30,7 +30,8 @@ private:
     std::filesystem::path path_;
 };
 
-std::string safetensors(const std::string& header, size_t body_bytes) {
+std::string safetensors(std::string header, size_t body_bytes) {
+    header.resize((header.size() + 7) / 8 * 8, ' ');  // as the writers of such files do, so that the floats lie aligned
     std::string bytes(8, '\0');
     for (size_t i = 0; i < 8; ++i) bytes[i] = static_cast<char>(header.size() >> (8 * i));
     return bytes + header + std::string(body_bytes, '\0');

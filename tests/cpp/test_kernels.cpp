@@ -2,6 +2,7 @@
 #include <cmath>
 #include <random>
 
+#include "base/error.h"
 #include "check.h"
 #include "codec/fft.h"
 #include "codec/resample.h"
@@ -213,6 +214,30 @@ TEST(pool_serves_many_callers) {
     }
     for (auto& caller : callers) caller.join();
     CHECK(sums == std::vector<int64_t>(4, 200 * 4950));
+}
+
+TEST(pool_hands_on_what_a_part_throws) {
+    const Pool pool(3);
+    for (int64_t bad = 0; bad < 12; ++bad) {
+        std::atomic<int64_t> seen = 0;
+        const auto run = [&] {
+            pool.run(12, 1, [&](int64_t begin, int64_t end) {
+                std::this_thread::sleep_for(std::chrono::microseconds(200));
+                if (begin <= bad && bad < end) throw InputError("a part failed");
+                seen += end - begin;
+            });
+        };
+        CHECK_THROWS(run(), InputError, "a part failed");
+        CHECK_EQ(seen.load(), 11);  // all others are done when it throws
+    }
+    int64_t calls = 0;
+    pool.run(1, 1, [&](int64_t, int64_t) { ++calls; });
+    CHECK_EQ(calls, 1);
+}
+
+TEST(a_cache_of_absurd_size_is_refused) {
+    CHECK_THROWS(KeyValues(16, 64, int64_t{1} << 56), DeviceError, "attention cache");
+    CHECK_THROWS(KeyValues(16, 64, -int64_t{1} << 40), DeviceError, "attention cache");
 }
 
 TEST(fft_equals_the_sum_that_defines_it) {

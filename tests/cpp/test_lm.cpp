@@ -65,6 +65,9 @@ TEST(sampling_refuses_nonsense) {
     const std::vector<int32_t> both = {0, 1};
     CHECK_THROWS(filter_scores(logits, {.temperature = 0}), InputError, "above 0");
     CHECK_THROWS(filter_scores(std::vector<float>{0, NAN}, {}), InputError, "NaN");
+    CHECK_THROWS(filter_scores(std::vector<float>{0, INFINITY}, {}), InputError, "infinity");
+    CHECK_THROWS(filter_scores(logits, {.temperature = 1e-40f}), InputError, "too near 0");
+    CHECK_EQ(filter_scores(std::vector<float>{0, -INFINITY}, {})[1], -INFINITY);
     CHECK_THROWS(sample(logits, {.sample = true}, both, {}), InputError, "at least one candidate");
     const std::vector<int32_t> best = {1};
     CHECK_EQ(sample(logits, {.sample = true, .top_p = 0.1f}, best, {}), 0);  // the filter kept only what is removed
@@ -123,6 +126,8 @@ TEST(split_cuts_in_the_pause) {
     CHECK(pieces[0].begin == 0 && pieces[0].end > 4200 && pieces[0].end < 4500);
     CHECK(pieces[1].begin == pieces[0].end && pieces[1].end == 10 * rate);
     CHECK_EQ(split_at_pauses(wav, rate, 60).size(), size_t{1});
+    CHECK_EQ(split_at_pauses(wav, rate, INFINITY).size(), size_t{1});
+    CHECK_EQ(split_at_pauses(wav, int64_t{1} << 62, 2).size(), size_t{1});
     CHECK(split_at_pauses({}, rate, 60).empty());
     CHECK_THROWS(split_at_pauses(wav, rate, 0), InputError, "at least 1 s");
 }

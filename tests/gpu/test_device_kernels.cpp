@@ -344,7 +344,7 @@ TEST(device_sampler_says_what_is_wrong) {
     request.removed_count = 2;
     request.removed[0] = 0;
     request.removed[1] = 1;
-    for (const auto& [logits, trouble] : {std::pair{broken, gpu::kNan}, {few, gpu::kNoCandidate}}) {
+    for (const auto& [logits, trouble] : {std::pair{broken, gpu::kBroken}, {few, gpu::kNoCandidate}}) {
         const Buffer<float> scores(logits), mass(3);
         gpu::Job job = {};
         job.op = gpu::Op::sample;

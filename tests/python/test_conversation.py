@@ -328,6 +328,8 @@ def test_a_saved_conversation_is_restored_bit_for_bit_or_refused(model: Model) -
         (b"x" * len(saved), "other bytes"),
         (saved[:-1], "shorter"),
         (saved + b"x", "altered"),
+        (saved[:-1000] + bytes([saved[-1000] ^ 64]) + saved[-999:], "altered"),
+        (np.repeat(np.frombuffer(saved, np.uint8), 2)[::2], "strided"),
         (saved[:200] + bytes([saved[200] ^ 1]) + saved[201:], "altered|impossible|shorter|more"),
         (b"", "shorter"),
     ):

@@ -134,6 +134,35 @@ def test_a_prompt_that_does_not_fit_changes_nothing(model: _core.Model) -> None:
     np.testing.assert_array_equal(state.text_logits(), logits)
 
 
+def test_threads_that_share_a_conversation_take_turns(model: _core.Model) -> None:
+    generation = _core.Generation(_core.State(model), prompt(model), DRAW, DRAW, [], max_new=40, guard=False)
+    made = threading.Event()
+    lengths: list[int] = []
+
+    def look() -> None:
+        while not made.is_set():
+            lengths.append(generation.ids().shape[1] // group(model))
+            assert generation.reason in ("running", "max_length")
+
+    def go_on() -> None:
+        while generation.next() is not None:
+            pass
+
+    looker, makers = threading.Thread(target=look), [threading.Thread(target=go_on) for _ in range(2)]
+    looker.start()
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    made.set()
+    looker.join()
+    assert lengths == sorted(lengths)
+    alone = _core.Generation(_core.State(model), prompt(model), DRAW, DRAW, [], max_new=40, guard=False)
+    while alone.next() is not None:
+        pass
+    np.testing.assert_array_equal(generation.ids(), alone.ids())
+
+
 def test_nonsense_is_refused_with_a_sentence(tiny_bundle: Path, model: _core.Model) -> None:
     state = _core.State(model)
     with pytest.raises(ShapeError, match="ids: expected"):
@@ -151,6 +180,18 @@ def test_nonsense_is_refused_with_a_sentence(tiny_bundle: Path, model: _core.Mod
         model.decode(np.zeros((99, 4), np.int32))
     with pytest.raises(InputError, match="expected codes from 0"):
         model.decode(np.full((1, 4), -1, np.int32))
+    with pytest.raises(ShapeError, match="expected integers, got float64"):
+        model.decode(np.zeros((1, 4)))
+    with pytest.raises(InputError, match="32-bit integers, got 4294967297"):
+        model.decode(np.full((1, 4), 2**32 + 1))
+    np.testing.assert_array_equal(model.decode(np.ones((1, 4), np.int64)), model.decode(np.ones((1, 4), np.int32)))
+    for empty in ([], [2**40] * 8):
+        with pytest.raises(InputError, match="one empty code for each"):
+            model.prompt_audio(codes(model, 4), empty=empty)
+    with pytest.raises(InputError, match="stop tokens from 0"):
+        _core.Generation(state, ids, DRAW, DRAW, [-1], max_new=8)
+    with pytest.raises(InputError, match="history and look-ahead of 0 to"):
+        _core.DecoderStream(model, history_frames=2**55)
     with pytest.raises(InputError, match="task: expected"):
         model.task("sing")
     with pytest.raises(InputError, match="finite samples"):
