@@ -55,6 +55,7 @@ DeviceMemory device_zeros(int64_t bytes) {
     check(cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))), "cudaMalloc");
     DeviceMemory owner(memory, DeviceFree{});
     check(cudaMemset(memory, 0, static_cast<size_t>(bytes)), "cudaMemset");
+    check(cudaStreamSynchronize(nullptr), "cudaMemset");  // our streams do not wait for that of cudaMemset
     return owner;
 }
 

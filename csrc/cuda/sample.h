@@ -167,7 +167,7 @@ MIMO_DEVICE_CALL int32_t sample_block(const float* logits, int32_t count, const 
                     .removed_count = removed_count};
     const int32_t broken = over_all(count, 0, Highest{}, [&](int64_t i) { return c.score(i) < infinity() ? 0 : 1; });
     if (broken != 0) {
-        if (thread() == 0) *trouble |= kBroken;
+        if (thread() == 0) add_bits(trouble, kBroken);
         return 0;
     }
     const float best = over_all(count, -infinity(), Highest{}, [&](int64_t i) { return c.score(i); });
@@ -180,7 +180,7 @@ MIMO_DEVICE_CALL int32_t sample_block(const float* logits, int32_t count, const 
     if (highest != -infinity()) return draw_from(c, highest, draw);
     const auto other = [&](int64_t i) { return c.is_removed(i) ? -infinity() : logits[i]; };
     const float rest = over_all(count, -infinity(), Highest{}, other);
-    if (rest == -infinity() && thread() == 0) *trouble |= kNoCandidate;
+    if (rest == -infinity() && thread() == 0) add_bits(trouble, kNoCandidate);
     return best_of(count, rest, other);
 }
 

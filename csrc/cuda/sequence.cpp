@@ -191,9 +191,10 @@ std::vector<std::vector<float>> CudaSequence::local_step(int64_t step, std::span
     const LmConfig& lm = config_.lm;
     const Program& p = patch_;
     const auto at = static_cast<int32_t>(step);
+    std::vector<int32_t> codes(static_cast<size_t>(width_));  // read until the wait below
     int32_t first = 0;
+
     if (step > 0) {  // from the embedding of what was made on
-        std::vector<int32_t> codes(static_cast<size_t>(width_));
         for (int64_t level = 0; level < lm.audio_channels; ++level) {
             const int32_t code = made[static_cast<size_t>(level)];
             const int64_t frame = step - 1 - lm.delay_pattern[static_cast<size_t>(level)];

@@ -96,15 +96,14 @@ void add_stack(std::vector<Job>& jobs, const StackWeights& stack, const StackBuf
 
 int64_t fit(Job& job, int64_t rows, const Device& device) {
     const int warps = block_threads() / kWarp;
-    if (job.op == Op::attention) {
-        return attention_bytes(job.attention.heads, job.attention.rows > 0 ? job.attention.rows : rows);
-    }
+    const int64_t queries = job.attention.rows > 0 ? job.attention.rows : rows;
+    if (job.op == Op::attention) return attention_bytes(job.attention.heads, queries);
     if (job.op != Op::linear) return sample_bytes(block_threads());
     int64_t at_once = std::min(job.linear.rows > 0 ? job.linear.rows : rows, kMostAtOnce);
     while (at_once > 1 && linear_bytes(job.linear.w, at_once, warps) > device.shared_bytes) --at_once;
     job.linear.at_once = static_cast<int32_t>(at_once);
     const int64_t linear = linear_bytes(job.linear.w, at_once, warps);
-    return job.linear.unit_tiles > 0 ? std::max(linear, attention_bytes(job.linear.heads, job.attention.rows)) : linear;
+    return job.linear.unit_tiles > 0 ? std::max(linear, attention_bytes(job.linear.heads, queries)) : linear;
 }
 
 }  // namespace mimo::gpu

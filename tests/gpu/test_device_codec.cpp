@@ -92,3 +92,25 @@ TEST(device_codec_layers_do_not_depend_on_parts) {
         CHECK(made.data == whole.data);
     }
 }
+
+TEST(device_codec_sequences_of_different_sizes_live_side_by_side) {  // a small one must not take shared memory from a
+                                                                     // large
+    const LayersConfig wide = {.count = 1,
+                               .dim = 128,
+                               .heads = 2,
+                               .ffn_dim = 512,
+                               .causal = true,
+                               .left = 20,
+                               .right = 0,
+                               .rope_theta = 10000};
+    const Both both(wide, {});
+    Array large(30, wide.dim);
+    large.data = on_device::noise(large.rows * large.cols, 9);
+    Array expected = large, small = rows_of(large, 0, 2);
+    both.here.run(both.context, expected, "");
+    LayersMemory of_large = both.there.memory(20, 30), of_small = both.there.memory(20, 2);
+    both.there.append(both.context, small, 2, of_small);
+    both.there.append(both.context, large, 30, of_large);
+    CHECK(distance(large, expected) <= 2e-5);
+    CHECK(distance(small, rows_of(expected, 0, 2)) <= 2e-5);
+}

@@ -95,6 +95,9 @@ inline uint32_t arrive(uint32_t* counter) {
 inline void wait_for(const uint32_t* counter, uint32_t count) {
     while (*counter < count) fibers::yield();
 }
+inline void add_bits(int32_t* to, int32_t bits) {
+    *to |= bits;
+}
 inline void fence() {}
 
 }  // namespace mimo::gpu

@@ -94,6 +94,10 @@ MIMO_DEVICE void wait_for(const uint32_t* counter, uint32_t count) {
     __threadfence();
 }
 
+MIMO_DEVICE void add_bits(int32_t* to, int32_t bits) {
+    atomicOr(to, bits);
+}
+
 MIMO_DEVICE void fence() {
     __threadfence();
 }

@@ -42,7 +42,8 @@ void make_current(int device) {
     check(cudaSetDevice(device), "to use the device");
 }
 
-void allow_shared(const void* kernel, int64_t bytes) {
+// All a block can have: the limit is the kernel's, whichever sequence launches it.
+void allow_shared(const void* kernel, size_t bytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
           "shared memory for a kernel");
 }
@@ -69,6 +70,8 @@ Device use_device(int index) {
     check(cudaGetDeviceProperties(&properties, index), "the device's properties");
     const int sm = properties.major * 10 + properties.minor;
     if (sm < kOldestDevice) throw DeviceError(message("cuda: expected SM ", kOldestDevice, " or newer, got SM ", sm));
+    allow_shared(reinterpret_cast<const void*>(list_kernel), properties.sharedMemPerBlockOptin);
+    allow_shared(reinterpret_cast<const void*>(rvq_encode_kernel), properties.sharedMemPerBlockOptin);
     return {.name = properties.name,
             .sm = sm,
             .processors = properties.multiProcessorCount,
@@ -88,6 +91,7 @@ Memory::Memory(int64_t bytes) : bytes_(bytes) {
     }
     data_.reset(data);
     check(cudaMemset(data, 0, static_cast<size_t>(bytes)), "zeroed memory");
+    check(cudaStreamSynchronize(nullptr), "zeroed memory");  // no stream of ours waits for that of cudaMemset
 }
 
 void Memory::Free::operator()(void* p) const {
@@ -113,7 +117,6 @@ Grid grid_of(const Device& device, int64_t shared_bytes) {
         throw DeviceError(message("cuda: expected ", shared_bytes, " bytes of shared memory a block, got ",
                                   device.shared_bytes, " on ", device.name));
     }
-    allow_shared(reinterpret_cast<const void*>(list_kernel), shared_bytes);
     return {.blocks = device.processors,
             .threads = kThreads,
             .shared_bytes = shared_bytes,
@@ -174,9 +177,8 @@ void Stream::run(const Program& program, int32_t row, const Grid& grid, int32_t 
 
 void Stream::rvq_encode(const RvqJob& job, int blocks) {
     make_current(handles_->device);
-    const int64_t shared = rvq_bytes(job.dim);
-    allow_shared(reinterpret_cast<const void*>(rvq_encode_kernel), shared);
-    rvq_encode_kernel<<<static_cast<unsigned>(blocks), kThreads, static_cast<size_t>(shared), handles_->stream>>>(job);
+    const auto shared = static_cast<size_t>(rvq_bytes(job.dim));
+    rvq_encode_kernel<<<static_cast<unsigned>(blocks), kThreads, shared, handles_->stream>>>(job);
     check(cudaGetLastError(), "to launch rvq_encode");
 }
 
@@ -203,7 +205,7 @@ void Stream::replay(int key, const std::function<void()>& work) {
     bool recorded = true;
     try {
         work();
-    } catch (const DeviceError&) {
+    } catch (...) {  // the recording is ended first; what throws again below is told
         recorded = false;
     }
     recorded = cudaStreamEndCapture(h.stream, &graph) == cudaSuccess && recorded;
