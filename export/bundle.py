@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,21 @@ class Bundle:
             for name, shapes in expected_tensors(config).items()
         }
         return Bundle(path, config, hashlib.sha256(raw).hexdigest(), parts)
+
+    def check(self, command: str, progress: Callable[[int], object] = bool) -> None:
+        """Hold every file against its sha256, so that what is made of them is of them. progress: of bytes read.
+
+        Raises InputError naming the first that was altered.
+        """
+        for name, entry in self.config["files"].items():
+            digest = hashlib.sha256()
+            with open(self.path / name, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+                    progress(len(block))
+            if digest.hexdigest() != entry["sha256"]:
+                raise input_error(f"{command}: {self.path / name}: expected sha256 {entry['sha256'][:12]}, got "
+                                  f"{digest.hexdigest()[:12]}; build or copy the bundle again")  # fmt: skip
 
 
 def expected_tensors(config: dict[str, Any]) -> dict[str, Shapes]:

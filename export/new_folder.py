@@ -52,8 +52,12 @@ def new_folder(out: Path, failure: Failure) -> Iterator[Path]:
         raise failure(f"{out} could not be written: {what}") from error
 
 
-def check_target(out: Path, mark: str, what: str, overwrite: bool, failure: Failure) -> None:
-    """Refuse a destination that is neither new nor an empty folder; with overwrite, one that lacks the file `mark`."""
+def check_target(out: Path, mark: str, what: str, overwrite: bool, failure: Failure, *sources: Path) -> None:
+    """Refuse a destination that is neither new nor an empty folder; with overwrite, one that lacks the file `mark`, or
+    that is or holds one of the folders `sources`, which would vanish with it."""
+    for source in sources:
+        if source.resolve().is_relative_to(out.resolve()):
+            raise failure(f"{out}: expected another folder than that of {source}, which is read; choose another name")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / mark).is_file():

@@ -133,10 +133,11 @@ class SafetensorsFolder:
         self._home: dict[str, SafetensorsFile] = {}
         for file in self.files:
             for name in file.tensors:
-                if name in self._home and self.index is None:
-                    raise input_error(f"read: {folder}: tensor {name} stands in two files")
-                if self.index is None or placed.get(name, file.path.name) == file.path.name:
-                    self._home[name] = file
+                if placed.get(name, file.path.name) != file.path.name:
+                    continue
+                if name in self._home:
+                    raise input_error(f"read: {folder}: tensor {name} stands in two files, and not in the index")
+                self._home[name] = file
         lost = [f"{name} ({shard})" for name, shard in placed.items() if name not in self._home] if self.index else []
         if lost:
             raise input_error(f"read: {folder}: the index promises tensors its shards do not hold: {_listed(lost)}")
@@ -263,7 +264,8 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for json.loads. Raises ValueError if a name stands in it twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name stands twice")
@@ -282,7 +284,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             )
         text = file.read(length)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
+        header = json.loads(text.decode(), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise input_error(f"read: {path}: the header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
@@ -302,7 +304,7 @@ def _tensor_info(path: Path, name: str, value: Any, data_start: int) -> TensorIn
         raise input_error(f"read: {path}: tensor {name}: expected a shape of whole numbers, got {shape!r}")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
         raise input_error(f"read: {path}: tensor {name}: expected two data_offsets, got {offsets!r}")
-    if dtype not in NUMPY_DTYPES and dtype not in _UNREADABLE_BYTES:
+    if not isinstance(dtype, str) or (dtype not in NUMPY_DTYPES and dtype not in _UNREADABLE_BYTES):
         raise input_error(f"read: {path}: tensor {name}: unsupported dtype {dtype!r}")
     expected = nbytes_of(dtype, shape)
     if offsets[1] - offsets[0] != expected:
@@ -346,7 +348,7 @@ def _find_files(folder: Path) -> tuple[Path | None, dict[str, str]]:
 def _read_index(path: Path) -> dict[str, str]:
     try:
         placed = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise input_error(f"read: {path}: expected a JSON object with weight_map, got {error!r}") from error
     plain = isinstance(placed, dict) and all(
         isinstance(name, str) and Path(name).name == name for name in placed.values()

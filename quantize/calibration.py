@@ -3,7 +3,7 @@ their second moments, by which GPTQ corrects.
 
     clips -> conversations (conversations.py) -> the core, tapped -> inputs of every layer, on disk -> X^T X, on demand
 
-Inputs are kept in a scratch folder, so memory stays at the moments of one matrix whatever the size of the model.
+Inputs are kept in a scratch folder, so memory does not grow with how much is heard.
 """
 
 from __future__ import annotations

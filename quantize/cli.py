@@ -22,7 +22,7 @@ from mimo_edge.quantize.conversations import Clip, recorded_clips, shipped_clips
 from mimo_edge.quantize.evaluate import Report, evaluate
 from mimo_edge.quantize.judge import Judge
 from mimo_edge.quantize.plan import EFFICIENCY, THIS, Device, advice, device, devices, needs
-from mimo_edge.quantize.quantizer import amend, quantize
+from mimo_edge.quantize.quantizer import amend, check_request, quantize
 from mimo_edge.quantize.recipe import Recipe, recipe_names
 from mimo_edge.quantize.sensitivity import damage
 
@@ -47,7 +47,12 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
 def run_quantize(args: argparse.Namespace) -> int:
     """Quantise, measure, and say what came of it: 0 if every gate that was measured is passed, 1 else."""
     bundle, recipe, started = Bundle.open(args.bundle, "quantize"), Recipe.read(args.recipe), time.monotonic()
+    check_request(bundle, args.out, args.overwrite)
     recipe = recipe.of_model(bundle.config)
+    if idle := recipe.idle(bundle):
+        print(f"note: recipe {recipe.name}: no matrix of {args.bundle} follows: {', '.join(idle)}", file=sys.stderr)
+    with ProgressBar(sum(f["bytes"] for f in bundle.config["files"].values()) / 1e6, "MB", "reading") as bar:
+        bundle.check("quantize", lambda count: bar.update(count / 1e6))
     trained = bundle.config.get("trained") is not False
     wants = recipe.method == "gptq" or recipe.smooth is not None or recipe.static
     listens = wants and not args.no_calibration and (trained or bool(args.calibrate))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mimo_edge import Model, Options, _core
+from mimo_edge import InputError, Model, Options, _core
 from mimo_edge.audio import Wave, open_audio
 from mimo_edge.engine import Tap
 from mimo_edge.reply import Codes, Ids
@@ -67,11 +67,15 @@ def shipped_clips(model: Model, role: str) -> list[Clip]:
 
 def recorded_clips(model: Model, paths: Sequence[Path]) -> list[Clip]:
     """A user's recordings, each short enough for one prompt; a text file of the same name says what is said."""
-    texts = (path.with_suffix(".txt") for path in paths)
-    return [
-        _clip(model, path, text.read_text("utf-8").strip() if text.is_file() else None)
-        for path, text in zip(paths, texts, strict=True)
-    ]
+    return [_clip(model, path, _said(path.with_suffix(".txt"))) for path in paths]
+
+
+def _said(file: Path) -> str | None:
+    """What a text file says; None if there is none or it is empty."""
+    try:
+        return file.read_text("utf-8").strip() or None if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: expected text in UTF-8, got other bytes at {error.start}") from error
 
 
 def _clip(model: Model, path: Path, text: str | None) -> Clip:

@@ -4,7 +4,7 @@
 
 A file holds the packed matrices first (each a multiple of 64 bytes: all begin at a cache line), then their scales, then
 what stays in floats. The folder appears when it is complete. Memory: a few blocks of rows and the scales of one file;
-GPTQ adds the moments of one matrix.
+GPTQ adds about seven times the moments of one matrix, 4 bytes * K * K (3.4 GB for the 7B's widest).
 """
 
 from __future__ import annotations
@@ -82,11 +82,8 @@ def quantize(
     calibration: facts about it for bundle.json. progress: (weights done, weights in all, tensor).
     Raises InputError: already quantised, no rule that fits, target in the way, disk full. Nothing half-written stays.
     """
-    if "quantization" in bundle.config:
-        raise input_error(f"quantize: {bundle.path}: expected a bundle in floats, got one quantised by recipe "
-                          f"{bundle.config['quantization']['recipe']}; quantize the original")  # fmt: skip
+    check_request(bundle, out, overwrite)
     out, recipe = out.resolve(), recipe.of_model(bundle.config)
-    check_target(out, "bundle.json", "bundle", overwrite, _failure)
     plans = {name: Plan.of(part, recipe) for name, part in bundle.parts.items()}
     if not any(plan.packed for plan in plans.values()):
         raise input_error(f"quantize: recipe {recipe.name}: expected rules that fit tensors of {bundle.path}, got none")
@@ -116,12 +113,20 @@ def quantize(
     return config
 
 
+def check_request(bundle: Bundle, out: Path, overwrite: bool) -> None:
+    """Refuse, before anything long begins, a bundle that is already quantised and a target in the way: InputError."""
+    if "quantization" in bundle.config:
+        raise input_error(f"quantize: {bundle.path}: expected a bundle in floats, got one quantised by recipe "
+                          f"{bundle.config['quantization']['recipe']}; quantize the original")  # fmt: skip
+    check_target(out.resolve(), "bundle.json", "bundle", overwrite, _failure, bundle.path)
+
+
 def _failure(sentence: str) -> Exception:
     return input_error(f"quantize: {sentence}")
 
 
 def as_json(config: dict[str, Any]) -> bytes:
-    return json.dumps(config, indent=1, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def amend(out: Path, facts: dict[str, Any]) -> None:
@@ -208,7 +213,7 @@ def _describe(
         "about": recipe.about,
         "group": recipe.group,
         "kv": recipe.kv,
-        "smooth": recipe.smooth,
+        "smooth": recipe.smooth if calibration else None,
         "method": recipe.method if calibration else "rtn",
         "calibration": calibration,
         "activation_bits": dict.fromkeys(_prefixes(eight, sixteen), 8),

@@ -16,6 +16,7 @@ that calibration measured (the core rounds those of int8 and int4, by a scale a 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mimo_edge.export.bundle import Bundle
 from mimo_edge.export.packed import FORMATS, GROUPS
-from mimo_edge.export.safetensors_io import input_error
+from mimo_edge.export.safetensors_io import input_error, no_duplicates
 from mimo_edge.export.tensor_table import is_transposed_conv, stays_f32
 
 METHODS = ("rtn", "gptq")
@@ -92,6 +94,11 @@ class Recipe:
 
         return replace(self, rules=tuple(replace(rule, tensors=counted(rule.tensors)) for rule in self.rules))
 
+    def idle(self, bundle: Bundle) -> list[str]:
+        """Patterns that decide nothing of a bundle: mistyped, behind a wider one, or of layers it does not have."""
+        followed = {self.rule(name, shape) for part in bundle.parts.values() for name, shape in part.shapes.items()}
+        return [rule.tensors for rule in self.rules if rule not in followed]
+
     @staticmethod
     def read(name: str) -> Recipe:
         """Read a recipe by the name of one in the package, or by the path of a file.
@@ -102,10 +109,10 @@ class Recipe:
         if path.suffix == ".json":
             if not path.is_file():
                 raise input_error(f"recipe: expected a file, got {name}, which does not exist")
-            return _parsed(path.read_text("utf-8"), str(path))
+            return _parsed(path.read_bytes(), str(path))
         if name not in recipe_names():
             raise input_error(f"recipe: expected {', '.join(recipe_names())} or a .json file, got {name!r}")
-        return _parsed((_folder() / f"{name}.json").read_text("utf-8"), name)
+        return _parsed((_folder() / f"{name}.json").read_bytes(), name)
 
 
 def recipe_names() -> list[str]:
@@ -117,15 +124,23 @@ def _folder() -> Any:
     return resources.files("mimo_edge.quantize") / "recipes"
 
 
-def _parsed(text: str, where: str) -> Recipe:
+def _parsed(text: bytes, where: str) -> Recipe:
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, object_pairs_hook=no_duplicates)
         rules = tuple(Rule(**rule) for rule in raw.pop("rules"))
         recipe = Recipe(rules=rules, **raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise input_error(f"recipe: {where}: expected the fields {', '.join(Recipe.__slots__)}, got {error}") from error
     _check(recipe, where)
     return recipe
+
+
+def _among(value: object, choices: tuple[int, ...]) -> bool:
+    return isinstance(value, int) and value in choices
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check(recipe: Recipe, where: str) -> None:
@@ -135,14 +150,19 @@ def _check(recipe: Recipe, where: str) -> None:
         if not good:
             raise input_error(f"recipe: {where}: expected {what}, got {got!r}")
 
-    expect(recipe.group in GROUPS, f"group {', '.join(map(str, GROUPS))}", recipe.group)
+    for word in ("name", "about"):
+        expect(isinstance(getattr(recipe, word), str), f"{word} in quotes", getattr(recipe, word))
+    expect(_among(recipe.group, GROUPS), f"group {', '.join(map(str, GROUPS))}", recipe.group)
     expect(recipe.method in METHODS, f"method {' or '.join(METHODS)}", recipe.method)
     expect(recipe.kv in KV_TYPES, f"kv {', '.join(KV_TYPES)}", recipe.kv)
-    expect(recipe.smooth is None or 0 <= recipe.smooth <= 1, "smooth between 0 and 1", recipe.smooth)
+    smooth = recipe.smooth
+    expect(smooth is None or (_is_number(smooth) and 0 <= smooth <= 1), "smooth between 0 and 1", smooth)
     expect(isinstance(recipe.static, bool), "static true or false", recipe.static)
     for rule in recipe.rules:
+        expect(isinstance(rule.tensors, str), "tensors: a pattern of names", rule.tensors)
         expect(rule.weights in (*FORMATS, "float"), f"weights {', '.join(FORMATS)} or float", rule.weights)
-        expect(rule.activations in (8, 16), "activations 8 or 16", rule.activations)
+        expect(_among(rule.activations, (8, 16)), "activations 8 or 16", rule.activations)
+    expect(isinstance(recipe.gates, dict), "gates: an object", recipe.gates)
     for gate, limit in recipe.gates.items():
         expect(gate in GATES, f"gates {', '.join(GATES)}", gate)
-        expect(isinstance(limit, int | float), f"a number for {gate}", limit)
+        expect(_is_number(limit), f"a number for {gate}", limit)

@@ -25,6 +25,7 @@ from mimo_edge.export.bundle import Bundle, Part
 from mimo_edge.export.safetensors_io import SafetensorsWriter, TensorInfo
 from mimo_edge.quantize.conversations import Clip, Conversation, conversations
 from mimo_edge.quantize.evaluate import Forced, Pairing
+from mimo_edge.quantize.smoothing import feeds
 
 _LAYER = re.compile(r"(.*\.layers\.\d+)\.(self_attn|mlp|fc)")
 
@@ -82,12 +83,14 @@ def _damage(
 
 
 def _mix(before: Bundle, after: Bundle, names: set[str], folder: Path) -> None:
-    """Write a bundle whose tensors `names` are those of `after`, and all others those of `before`."""
+    """Write a bundle whose matrices `names` and the norms before them are those of `after`, all others of `before`."""
     files: dict[str, Any] = {}
     for part, old in before.parts.items():
         new = after.parts[part]
-        chosen = [(new, info) for info in _stored(new, names)]
-        chosen += [(old, info) for info in old.file.tensors.values() if info.name not in names]
+        givers = [giver for _, giver, takers in feeds(new) if names & set(takers)]  # SmoothQuant moved columns there
+        taken = names | {f"{giver}.{kind}" for giver in givers for kind in ("weight", "bias")}
+        chosen = [(new, info) for info in _stored(new, taken)]
+        chosen += [(old, info) for info in old.file.tensors.values() if info.name not in taken]
         chosen.sort(key=lambda entry: (len(entry[1].shape) != 4, entry[1].dtype != "F32"))  # aligned, as quantizer.py
         path = folder / f"{part}.safetensors"
         with SafetensorsWriter(path, [(info.name, info.dtype, info.shape) for _, info in chosen]) as writer:

@@ -48,7 +48,7 @@ def gains(part: Part, recipe: Recipe, heard: Calibration | None) -> dict[str, Ga
     out: dict[str, Gain] = {}
     if heard is None or recipe.smooth is None:
         return out
-    for name, giver, takers in _feeds(part):
+    for name, giver, takers in feeds(part):
         inputs = heard.ranges(takers[0])
         touched = [*takers, name] if len(part.shapes[name]) == 2 else takers
         packed = all(recipe.rule(matrix, part.shapes[matrix]).weights != "float" for matrix in touched)
@@ -81,8 +81,8 @@ def input_scales(part: Part, recipe: Recipe, heard: Calibration | None, gain: di
     return out
 
 
-def _feeds(part: Part) -> list[tuple[str, str, list[str]]]:
-    """(name of the giving tensor, without ".weight", names of the taking matrices)."""
+def feeds(part: Part) -> list[tuple[str, str, list[str]]]:
+    """What may lend its size to what: (a giving tensor, the same without ".weight", the matrices that take it in)."""
     out = []
     for name in part.shapes:
         for kind, takers in _FEEDS.items():

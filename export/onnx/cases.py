@@ -19,10 +19,11 @@ from mimo_edge.export.reference_codec import Codec
 from mimo_edge.export.reference_ops import Array, numpy, silent
 from mimo_edge.verify.goldens import Check, Goldens
 
-# largest absolute difference. f16: set to about twice what the golden model showed (scores up to 15.5, hidden to 7)
+# Largest difference; f16: over the root mean square of what is expected, two to three times what was seen (the golden
+# model and the one of the demo, in floats and in int8a8: 0.025, 0.015, 0.014).
 LIMITS = {
     "f32": {"wav": 1e-4, "logits": 2e-4, "hidden": 1e-4},
-    "f16": {"wav": 1e-2, "logits": 3e-1, "hidden": 1.5e-1},
+    "f16": {"wav": 0.06, "logits": 0.04, "hidden": 0.04},
 }
 MARGIN = 1e-3  # a code whose two best rows are nearer than this is decided by rounding
 LENGTHS = (1, 2, 3, 5, 31, 32, 33, 257)
@@ -41,6 +42,9 @@ class Subject:
 
     def near(self, kind: str, label: str, expected: Array, actual: Array) -> None:
         """kind: wav, logits or hidden."""
+        if not self.exact:
+            size = np.sqrt(np.mean(np.square(expected, dtype=np.float64))) or 1.0
+            expected, actual = expected / size, actual / size
         self.check.near(f"{self.case} {kind}", label, expected, actual, self.limits[kind])
 
     def codes(self, label: str, expected: Array, actual: Array, margins: Array) -> None:

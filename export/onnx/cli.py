@@ -107,11 +107,13 @@ def run_engine(args: argparse.Namespace) -> int:
     from mimo_edge.engines import load_tensorrt
     from mimo_edge.export.onnx.trt import build_engine
     from mimo_edge.export.safetensors_io import input_error
-    from mimo_edge.graphs import read_export
+    from mimo_edge.graphs import STAGES, read_export
     from mimo_edge.progress import ProgressBar
 
     targets = [target.removeprefix("sm") for target in args.target]
-    if wrong := [target for target in targets if not target.isdigit()]:
+    if unknown := set(args.stage) - set(STAGES):
+        raise input_error(f"build-engine: --stage: expected {', '.join(STAGES)}, got {min(unknown)!r}")
+    if wrong := [target for target in targets if not (target.isascii() and target.isdigit())]:
         raise input_error(f"build-engine: --target: expected sm86, sm89, sm120 or alike, got {wrong[0]!r}")
     load_tensorrt()  # before anything is exported
     out = args.out or args.source / "engines"

@@ -22,6 +22,7 @@ from typing import Any
 
 from mimo_edge.engines import FORMAT, REVISION, load_tensorrt
 from mimo_edge.export.safetensors_io import input_error
+from mimo_edge.graphs import check_files
 
 Sizes = Mapping[str, tuple[int, int, int]]  # dynamic axis -> least, usual, most
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
@@ -63,10 +64,7 @@ def build_engine(
     one in export.json; TensorRT refuses the graph (in its own words); the installed package has no such target.
     """
     source = folder / entry["file"]
-    got = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else "no file"
-    if got != entry["sha256"]:
-        raise input_error(f"build-engine: {source}: expected sha256 {entry['sha256'][:12]}, got {got[:12]}; "
-                          "export again")  # fmt: skip
+    check_files(folder, [entry], weights=True)
     capacity = min(capacity, entry["limits"].get("capacity", capacity))
     trt = load_tensorrt()
     said = _log_of(trt)

@@ -55,7 +55,10 @@ def verify_onnx(
                     subject = Subject(graph, reference, check, described["dtype"], arrays if goldens else None)
                 subject.case = label
                 case(subject)
-    return [report for report in check.reports() if report.name != "ledger"]
+    reports = [report for report in check.reports() if report.name != "ledger"]
+    if not reports:
+        raise input_error(f"verify-onnx: {folder}: expected graphs, got none; export again")
+    return reports
 
 
 def _check_input_scales(check: Check, label: str, graph: Graph, scales: dict[str, float]) -> None:

@@ -46,8 +46,8 @@ def export_onnx(
     flavours: opset24, opset21, cpu (stages with caches alone have the last). dtype: of weights, caches and masks: f32,
     f16 or bf16 (waveforms, codes, scores and codebooks are not touched by it). only: names of stages, empty = all.
     overwrite: replace an earlier export.
-    progress: of files of weights and graphs, a flavour of a stage being a graph.
-    Raises InputError (no bundle, target in the way, unknown word, disk full); nothing half-written stays.
+    progress: of files: the bundle's hashes count as one, then weights and graphs, a flavour of a stage being a graph.
+    Raises InputError (no or an altered bundle, target in the way, unknown word, disk full); nothing half-written stays.
     """
     if dtype not in DTYPES:
         raise input_error(f"export-onnx: dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
@@ -59,9 +59,14 @@ def export_onnx(
         names = ", ".join(stage.name for stage in every)
         raise input_error(f"export-onnx: stage: expected {names}, got {min(unknown_names)}")
     chosen = [stage for stage in every if not only or stage.name in only]
-    check_target(out, "export.json", "export", overwrite, _failure)
+    check_target(out, "export.json", "export", overwrite, _failure, bundle)
     check_space(out, _bytes_of(chosen), _failure, "free some space, or choose --dtype f16")
-    report = Counter(progress, sum(1 + len(_flavours(stage, flavours)) for stage in chosen))
+    wanted = sum(len(_flavours(stage, flavours)) for stage in chosen)
+    if not wanted:
+        raise input_error(f"export-onnx: expected a stage with caches for flavour cpu, got {', '.join(only)}")
+    report = Counter(progress, 1 + len(chosen) + wanted)
+    total = sum(entry["bytes"] for entry in source.config["files"].values())
+    source.check("export-onnx", lambda count: report.add(count / total, "reading"))
     with new_folder(out, _failure) as folder:
         described = _describe(source, dtype)
         described["graphs"] = [

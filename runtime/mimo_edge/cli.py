@@ -1,6 +1,6 @@
 """The command `mimo-edge`: what can be said on the command line. What it does stands in commands.py.
 
-Exit status: 0 done, 1 an error (one sentence on standard error), 2 wrong usage, 130 interrupted.
+Exit status: 0 done, 1 an error (one sentence on standard error), 2 wrong usage, 130 interrupted, 143 ended.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import importlib
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ every command explains itself: mimo-edge speak --help"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # 128 + 15, after what is half-written is gone
     arguments = _parser(words).parse_args(words)
     try:
         run: Run = arguments.run

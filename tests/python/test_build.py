@@ -414,6 +414,20 @@ def test_every_difference_is_listed(folders: Folders) -> None:
     ]
 
 
+def test_a_tensor_in_two_shards_and_not_in_the_index_is_refused(folders: Folders) -> None:
+    folders.write(shards=3)
+    index = folders.lm / "model.safetensors.index.json"
+    placed = json.loads(index.read_bytes())["weight_map"]
+    first, second = sorted(set(placed.values()))[:2]
+    both = next(name for name, shard in placed.items() if shard == first)
+    names = [both, *(name for name, shard in placed.items() if shard == second)]
+    save(folders.lm / second, {name: folders.tensors["lm"][name] for name in names})
+    folders.open()  # the index says which
+    del placed[both]
+    index.write_text(json.dumps({"weight_map": placed}))
+    assert f"{both} stands in two files" in refusal(folders.open)
+
+
 def test_missing_and_truncated_files(folders: Folders) -> None:
     folders.write(shards=3)
     shard = folders.lm / "model-00002-of-00003.safetensors"

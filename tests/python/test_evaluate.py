@@ -255,6 +255,24 @@ def test_damage_ranks_the_layer_that_was_broken(
     assert ranks[-1]["measure"] == "wave"
 
 
+def test_damage_takes_what_smoothing_moved_into_a_norm_along(
+    tiny: mimo_edge.Model, tiny_bundle: Path, clip: Clip, tmp_path: Path
+) -> None:
+    recipe = Recipe("mine", "", (Rule("*layers.0.*", "int8", 8),), smooth=0.7)
+    bundle = Bundle.open(tiny_bundle, "test")
+    with Calibration(name for part in bundle.parts.values() for name in part.shapes) as heard:
+        heard.hear(tiny, [clip])
+        quantize(bundle, recipe, tmp_path / "smooth", heard=heard)
+        quantize(bundle, replace(recipe, smooth=None), tmp_path / "plain", heard=heard)
+    smooth, plain = (
+        {rank["group"]: rank["damage"] for rank in damage(tiny_bundle, tmp_path / name, [clip], 1, lambda group: None)}
+        for name in ("smooth", "plain")
+    )
+    assert set(smooth) == set(plain)
+    for group, least in plain.items():
+        assert smooth[group] < 3 * least + 0.02 * group.startswith("encoder."), group  # of few codes, single ones count
+
+
 def test_plan_of_the_released_shape() -> None:
     config = released_config()
     floats, edge = needs(config, None, 2048), needs(config, Recipe.read("edge"), 2048)

@@ -179,6 +179,8 @@ def test_a_folder_in_the_way_is_left_alone(bundle: Path, graphs: Path, tmp_path:
         export_onnx(bundle, tmp_path, overwrite=True)
     with pytest.raises(InputError, match="add --overwrite"):
         export_onnx(bundle, graphs)
+    with pytest.raises(InputError, match="expected a stage with caches"):
+        export_onnx(bundle, tmp_path / "none", flavours=["cpu"], only=["codec_encoder"])
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

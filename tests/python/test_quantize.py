@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mimo_edge import InputError, _core
+from mimo_edge.cli import main
 from mimo_edge.export.bundle import Bundle
 from mimo_edge.export.packed import (
     FORMATS,
@@ -210,6 +213,32 @@ def test_quantizing_twice_is_refused_and_an_interrupted_run_leaves_nothing(
         quantize(Bundle.open(out, "test"), Recipe.read("int8"), tmp_path / "again")
 
 
+def test_a_source_is_neither_replaced_by_what_is_made_of_it_nor_read_if_altered(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_bundle, source)
+    for out in (source, tmp_path):
+        with pytest.raises(InputError, match="expected another folder"):
+            quantize(Bundle.open(source, "test"), Recipe.read("int8"), out, overwrite=True)
+    with open(source / "lm.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    assert main(["quantize", str(source), "-o", str(tmp_path / "q"), "--no-check", "--no-calibration"]) == 1
+    assert re.search(r"lm.safetensors: expected sha256 \w{12}, got \w{12}", capsys.readouterr().err)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_a_rule_that_no_matrix_follows_is_told(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = [{"tensors": "*", "weights": "int8"}, {"tensors": "model.layer.*", "weights": "int4"}]
+    (tmp_path / "mine.json").write_text(json.dumps({"name": "mine", "about": "", "rules": rules}))
+    words = ["quantize", str(tiny_bundle), "-o", str(tmp_path / "q"), "--recipe", str(tmp_path / "mine.json")]
+    assert main([*words, "--no-check", "--no-calibration"]) == 0
+    assert "follows: model.layer.*" in capsys.readouterr().err
+
+
 def test_negative_layers_count_from_the_end() -> None:
     edge, config = Recipe.read("edge"), {"lm": {"num_hidden_layers": 12}}
     down = [edge.of_model(config).rule(f"model.layers.{i}.mlp.down_proj.weight", (8, 8)).weights for i in range(12)]
@@ -224,6 +253,14 @@ def test_negative_layers_count_from_the_end() -> None:
         ('{"name": "x", "about": "", "rules": [], "group": 48}', "group"),
         ('{"name": "x", "about": "", "rules": [], "kv": "f8"}', "kv"),
         ('{"name": "x", "about": "", "rules": [], "gates": {"beauty": 1}}', "beauty"),
+        ('{"name": "x", "about": "", "rules": [], "gates": {"text_kl": NaN}}', "text_kl"),
+        ('{"name": "x", "about": "", "rules": [], "gates": null}', "gates"),
+        ('{"name": "x", "about": "", "rules": [], "smooth": "0.5"}', "smooth"),
+        ('{"name": "x", "about": "", "rules": [], "group": 64.0}', "group"),
+        ('{"name": 5, "about": "", "rules": []}', "name"),
+        ('{"name": "x", "about": "", "rules": [{"tensors": 5, "weights": "int8"}]}', "tensors"),
+        ('{"name": "x", "name": "y", "about": "", "rules": []}', "twice"),
+        pytest.param("[" * 100000, "fields", id="deep"),
         ('{"name": "x", "about": "", "rules": [], "colour": 1}', "colour"),
         ('{"name": "x", "about": "", "rules": [{"tensors": "*", "weights": "int8", "activations": 4}]}', "activations"),
     ],
