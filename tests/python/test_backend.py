@@ -117,7 +117,7 @@ def test_what_a_backend_raises_is_raised_and_the_state_goes_on(model: tuple[_cor
 def test_results_of_another_shape_are_refused(model: tuple[_core.Model, Constant]) -> None:
     core, backend = model
     with pytest.raises(DeviceError, match=r"backend: expected samples \[\d+\], got \[4\]"):
-        core.decode(np.zeros((8, 4), np.int32))
+        core.decode(np.zeros((backend.lm["audio_channels"], 4), np.int32))
     state = _core.State(core)
     state.prefill(core.prompt_text("one"))
     backend.text_logits = lambda: np.zeros(3, np.float32)  # type: ignore[method-assign]
