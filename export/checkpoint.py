@@ -6,10 +6,9 @@ LM folder (MiMo-Audio-7B-Base | -Instruct | MiMo-V2.5-ASR) + codec folder (MiMo-
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
-
-import numpy as np
 
 from mimo_edge.export.config import (
     ASR_ARCHITECTURE,
@@ -27,7 +26,6 @@ from mimo_edge.export.tokenizer import Tokenizer, read_json, read_tokenizer
 __all__ = ["Checkpoint", "RandomCheckpoint", "Source"]
 
 _WEIGHT_DTYPES = ("F32", "F16", "BF16")
-_TIED_HEAD = "lm_head.weight"
 _TEXT_FILES = [
     "config.json",
     "generation_config.json",
@@ -77,12 +75,11 @@ class Checkpoint:
         self.name = lm_dir.resolve().name
         self.variant = "asr" if (lm_raw.get("architectures") or [None])[0] == ASR_ARCHITECTURE else "audio"
         self.trained = lm_raw.get("trained") is not False  # our own tiny checkpoints say so themselves
-        self.lm_tensors, self.codec_tensors = lm_tensors(self.lm), codec_tensors(self.codec)
         lm_files, codec_files = SafetensorsFolder(lm_dir), SafetensorsFolder(codec_dir)
-        if self.lm.tie_word_embeddings:
-            _check_tied_head(lm_files)
-        problems = _compare(lm_files, self.lm_tensors, {_TIED_HEAD} if self.lm.tie_word_embeddings else set())
-        problems += _compare(codec_files, self.codec_tensors, set())
+        if "lm_head.weight" in lm_files.tensors:  # the reference loads a head that is stored, whatever the config says
+            self.lm = replace(self.lm, tie_word_embeddings=False)
+        self.lm_tensors, self.codec_tensors = lm_tensors(self.lm), codec_tensors(self.codec)
+        problems = _compare(lm_files, self.lm_tensors) + _compare(codec_files, self.codec_tensors)
         if problems:
             raise input_error("build: the checkpoint does not fit its config.json:\n  " + "\n  ".join(problems))
         self._home = dict.fromkeys(self.lm_tensors, lm_files) | dict.fromkeys(self.codec_tensors, codec_files)
@@ -117,7 +114,7 @@ def _files(folder: Path, tensors: SafetensorsFolder) -> list[Path]:
     return small + ([tensors.index] if tensors.index else []) + [file.path for file in tensors.files]
 
 
-def _compare(files: SafetensorsFolder, expected: Mapping[str, tuple[int, ...]], optional: set[str]) -> list[str]:
+def _compare(files: SafetensorsFolder, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
     """List every way in which the tensors of a folder differ from the table."""
     problems = []
     for name, shape in expected.items():
@@ -129,22 +126,6 @@ def _compare(files: SafetensorsFolder, expected: Mapping[str, tuple[int, ...]], 
         elif info.dtype not in _WEIGHT_DTYPES:
             problems.append(f"{name}: expected {', '.join(_WEIGHT_DTYPES)}, got {info.dtype}")
     for name in files.tensors:
-        if name not in expected and name not in optional and not IGNORED.search(name):
+        if name not in expected and not IGNORED.search(name):
             problems.append(f"{name}: unexpected tensor in {files.folder.name}")
     return problems
-
-
-def _check_tied_head(files: SafetensorsFolder) -> None:
-    """With tied embeddings a stored head must be a copy of them, or dropping it would change the model."""
-    embeddings = "model.embed_tokens.weight"
-    if _TIED_HEAD not in files.tensors or embeddings not in files.tensors:
-        return
-    rows = files.tensors[embeddings].shape[0]
-    same = files.tensors[_TIED_HEAD].shape == files.tensors[embeddings].shape and all(
-        np.array_equal(files.rows(_TIED_HEAD, row, stop), files.rows(embeddings, row, stop))
-        for row, stop in ((row, min(row + 256, rows)) for row in range(0, rows, 256))
-    )
-    if not same:
-        raise input_error(
-            f"build: tie_word_embeddings: expected {_TIED_HEAD} equal to {embeddings}, got different values"
-        )

@@ -14,6 +14,7 @@ from typing import Any
 from mimo_edge.export.safetensors_io import input_error
 
 ASR_ARCHITECTURE = "MiMoV2ASRForCausalLM"
+MAX_POSITIONS = 8192  # where the reference ends a generation, prompt included; it reads no max_position_embeddings
 _ARCHITECTURES = ("MiMoAudioForCausalLM", "MiMoAudioModel", ASR_ARCHITECTURE)
 
 # Fields of the released configs that do not change what inference computes.
@@ -113,8 +114,6 @@ class CodecConfig:
             check.that("hop_length", self.hop_length <= self.nfft and not odd, "at most nfft, an even number below it")
             check.that("fmin", 0 <= self.fmin < self.sampling_rate / 2, "at least 0 and below half the sampling rate")
             check.that("fmax", self.fmax is None or self.fmin < self.fmax < math.inf, "null or more than fmin")
-            check.that("kernel_size", self.kernel_size == 3, "3 (the padding of 1 is fixed)")
-            check.that("avg_pooler", self.avg_pooler >= 2, "2 or more")
             check.that(
                 "decoder_kernel_size",
                 self.decoder_kernel_size >= self.decoder_stride_size,
@@ -287,7 +286,7 @@ def read_lm_config(raw: Mapping[str, Any]) -> tuple[LmConfig, list[str]]:
         "vocab_size": field.whole("vocab_size"),
         "rope_theta": field.number("rope_theta", rope.get("rope_theta", 10000)),
         "rms_norm_eps": field.number("rms_norm_eps", 1e-6),
-        "max_position_embeddings": field.whole("max_position_embeddings", 32768),
+        "max_position_embeddings": MAX_POSITIONS,
         "tie_word_embeddings": field.flag("tie_word_embeddings", False),
         "group_size": field.whole("group_size", 4),
         "audio_channels": channels,
@@ -302,6 +301,11 @@ def read_lm_config(raw: Mapping[str, Any]) -> tuple[LmConfig, list[str]]:
     }
     field.done()
     warnings = field.warnings(_LM_METADATA | set(values))
+    positions = raw.get("max_position_embeddings")
+    if positions not in (None, MAX_POSITIONS):
+        warnings.append(
+            f"max_position_embeddings: {positions} is ignored; a conversation holds {MAX_POSITIONS} positions"
+        )
     architecture = (raw.get("architectures") or [None])[0]
     if architecture not in _ARCHITECTURES:
         warnings.append(
@@ -422,14 +426,14 @@ class _Fields:
         return tuple(value)
 
     def dashed(self, name: str, default: str, count: int) -> tuple[int, ...]:
-        """Read "a-b-c", or one number for all levels, as upstream's _parse_maybe_list does."""
+        """Read "a-b-c", of which the first `count` are used, or one number for all levels, as upstream does."""
         value = self._get(name, default, "numbers joined by '-'")
         parts = str(value).split("-") if isinstance(value, (str, int)) and not isinstance(value, bool) else [""]
         if not all(part.isascii() and part.isdigit() for part in parts):
             self._wrong(name, "a whole number or numbers joined by '-'", value)
             return (0,) * count
         numbers = tuple(int(part) for part in parts)
-        return numbers if len(numbers) > 1 else numbers * count
+        return numbers[:count] if len(numbers) > 1 else numbers * count
 
     def warnings(self, known: set[str]) -> list[str]:
         unknown = sorted(set(self.raw) - known - self._only)

@@ -35,7 +35,6 @@ from mimo_edge.export.reference_prompts import Prompts, Turn, capitalize_text, d
 __all__ = ["Reference", "Sampling", "State", "StreamingDecoder"]
 
 SEGMENT_MEL_FRAMES = {"audio": 6000, "asr": 3000}  # per variant: 60 s, 30 s at 100 Hz; app:258
-MAX_POSITIONS = 8192  # of one generation, prompt included, app:106
 
 
 class State:
@@ -233,7 +232,7 @@ class Reference:
         """
         state, empties = self.forward(ids), np.array(self.lm.c["speech_zeroemb_idx"], np.int32)
         prompt = state.length
-        limit = min(prompt + max_new, MAX_POSITIONS, self.lm.c["max_position_embeddings"])
+        limit = min(prompt + max_new, self.lm.c["max_position_embeddings"])  # 8192, app:106
         columns: list[Array] = []
         while True:
             total = prompt + len(columns)

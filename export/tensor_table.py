@@ -34,13 +34,15 @@ def codec_tensors(config: CodecConfig) -> Shapes:
     for i in range(config.encoder_layers):
         table |= _codec_layer(f"encoder.layers.{i}", d, config.encoder_ffn_dim)
     table |= _layer_norm("encoder.layer_norm", d)
-    table["encoder.down_sample_layer.0.weight"] = (d, d, config.avg_pooler)
-    table |= _layer_norm("encoder.down_sample_norm", d)
+    if config.avg_pooler > 1:
+        table["encoder.down_sample_layer.0.weight"] = (d, d, config.avg_pooler)
+        table |= _layer_norm("encoder.down_sample_norm", d)
     for i, size in enumerate(config.codebook_size):
         table[f"encoder.quantizer.vq.layers.{i}._codebook.embed"] = (size, d)
-    table["decoder.dconv1.conv.weight"] = (d, d, config.avg_pooler)
-    table["decoder.dconv1.conv.bias"] = (d,)
-    table |= _layer_norm("decoder.dconv1.norm", d)
+    if config.avg_pooler > 1:
+        table["decoder.dconv1.conv.weight"] = (d, d, config.avg_pooler)
+        table["decoder.dconv1.conv.bias"] = (d,)
+        table |= _layer_norm("decoder.dconv1.norm", d)
     for i in range(config.decoder_layers):
         table |= _codec_layer(f"decoder.layers.{i}", d, config.decoder_ffn_dim)
     table |= _layer_norm("decoder.layer_norm", d)

@@ -238,6 +238,11 @@ LayersMemory CodecDecoder::layers_memory(int64_t history_frames, int64_t frames)
     return layers_.memory(history_frames * config_.avg_pooler, frames * config_.avg_pooler);
 }
 
+LayersMemory CodecDecoder::vocoder_memory(int64_t history_frames, int64_t rows) const {
+    const int64_t own = config_.vocoder_attn_window_size[0];
+    return vocoder_.memory(own < 0 ? history_frames * config_.avg_pooler * config_.decoder_stride_size : own, rows);
+}
+
 Array CodecDecoder::coarse(const Context& context, const Array& hidden, const NormPolicy& norm,
                            std::array<Tail, 2>& tails, LayersMemory& memory) const {
     Array x = hidden;
@@ -258,7 +263,8 @@ std::vector<float> CodecDecoder::operator()(const Context& context, const Array&
     std::array<Tail, 2> tails;
     LayersMemory memory = layers_memory(options.history_frames, hidden.rows);
     Array x = coarse(context, hidden, options.norm, tails, memory);
-    vocoder_.run(context, x, "vocoder");
+    LayersMemory vocoder = vocoder_memory(options.history_frames, x.rows);
+    vocoder_.append(context, x, x.rows, vocoder);
     return inverse_stft(context, spectra(context, x));
 }
 

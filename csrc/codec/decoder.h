@@ -77,6 +77,7 @@ private:
     Array spectra(const Context& context, const Array& x) const;         // vocoder layers' output -> head [F, nfft + 2]
     Array wave_frames(const Context& context, const Array& head) const;  // -> [F, nfft], windowed
     LayersMemory layers_memory(int64_t history_frames, int64_t frames) const;
+    LayersMemory vocoder_memory(int64_t history_frames, int64_t rows) const;  // its own window, if it has one
 
     static Array up_sums(const Context& context, const Array& x, const ConvTranspose& layer);
     static Array up(const Context& context, const Array& x, const ConvTranspose& layer, const std::string& name,

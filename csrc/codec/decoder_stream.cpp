@@ -30,10 +30,7 @@ DecoderStream::DecoderStream(const CodecDecoder& decoder, const StreamOptions& o
       ahead_rows_(frame_rows_ *
                   std::min(options.look_ahead_frames, decoder.exact_look_ahead().value_or(options.look_ahead_frames))),
       layers_(decoder.layers_memory(options.history_frames, kPartFrames)),
-      vocoder_(decoder.vocoder_.memory(decoder.config_.vocoder_attn_window_size[0] < 0
-                                           ? options.history_frames * frame_rows_
-                                           : decoder.config_.vocoder_attn_window_size[0],
-                                       kBlockFrames * frame_rows_ + ahead_rows_)),
+      vocoder_(decoder.vocoder_memory(options.history_frames, kBlockFrames * frame_rows_ + ahead_rows_)),
       waiting_(0, decoder.config_.vocoder_dim),
       join_(decoder.window_, decoder.config_.hop_length) {}
 

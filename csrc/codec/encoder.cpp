@@ -63,8 +63,8 @@ CodecEncoder::CodecEncoder(const Config& config, const Weights& weights, const L
 }
 
 int64_t CodecEncoder::frames_of(int64_t mel_frames) const {
-    const int64_t after_conv1 = mel_frames + 2 * kConvPadding - config_.kernel_size + 1;
-    return (after_conv1 + 2 * kConvPadding - config_.kernel_size) / config_.stride_size + 1;
+    const int64_t last_window = mel_frames + 1 + 2 * (2 * kConvPadding - config_.kernel_size);
+    return last_window < 0 ? 0 : last_window / config_.stride_size + 1;
 }
 
 int64_t CodecEncoder::code_frames_of(int64_t mel_frames) const {
@@ -87,8 +87,12 @@ std::vector<CodecEncoder::Segment> CodecEncoder::segments(int64_t mel_frames) co
 Array CodecEncoder::operator()(const Context& context, const Array& mel, int64_t longest) const {
     // A shorter segment of a batch is padded with zero mel frames; the convolutions see them, so as many as they can
     // reach are kept.
-    const int64_t reach = 4 * config_.kernel_size;
+    const int64_t reach = 4 * config_.kernel_size * config_.stride_size;
     const int64_t frames = frames_of(mel.rows);
+    if (frames == 0) {
+        throw InputError(message("encoder: expected at least ", 2 * (config_.kernel_size - 2 * kConvPadding) - 1,
+                                 " mel frames, got ", mel.rows, "; the recording is too short"));
+    }
     Array x = conv(context, slice(mel, 0, std::min(longest, mel.rows + reach)), conv1_, 1);
     context.tap("codec_encoder.conv1", x);
     gelu(context, x);

@@ -56,7 +56,7 @@ class CodecEncoder(CodecGraph):
         """
         c, w = self.c, self.w
         dtype = w["encoder.conv1.weight"].dtype
-        frames = (mel.shape[0] - 1) // c["stride_size"] + 1  # kernel 3, padding 1, twice
+        frames = (mel.shape[0] + 5 - 2 * c["kernel_size"]) // c["stride_size"] + 1  # padding 1, twice
         x = F.pad(mel.to(dtype).T[None], (0, 1))  # one frame of 0.0, which a padded segment goes on with
         x = F.gelu(F.conv1d(x, w["encoder.conv1.weight"], w["encoder.conv1.bias"], padding=1))
         x = torch.cat([x[..., :-1], x[..., -1:] * padded.to(dtype)], dim=-1)

@@ -42,7 +42,8 @@ def random_shape(seed: int) -> dict[str, dict[str, Any]]:
         "encoder_attention_heads": heads[0],
         "decoder_attention_heads": heads[1],
         "stride_size": (stride := one(1, 2, 3)),
-        "avg_pooler": one(2, 3, 4),
+        "kernel_size": one(3, 4, 5),
+        "avg_pooler": one(1, 2, 3, 4),
         "encoder_layers": (layers := int(draw.integers(1, 4))),
         "encoder_skip_layer_id": one(None, layers),
         "encoder_ffn_dim": int(draw.integers(10, 90)),
@@ -124,7 +125,7 @@ def test_core_equals_the_spec(tmp_path: Path, seed: int) -> None:
 
     # language model
     frames = facts["group_size"] * 5
-    heard = np.ascontiguousarray(np.tile(codes, 5)[: facts["audio_channels"], :frames])
+    heard = np.ascontiguousarray(np.tile(codes, frames)[: facts["audio_channels"], :frames])
     ids = spec.prompt_dialogue([("user", None, heard)], "Be brief.", heard, True, False)
     np.testing.assert_array_equal(core.prompt_dialogue([("user", None, heard)], "Be brief.", heard, True, False), ids)
     states = [stages.forward(ids) for stages in (core, spec)]

@@ -233,7 +233,9 @@ def values(file: SafetensorsFile, name: str) -> np.ndarray[Any, Any]:
 
 def test_golden_checkpoint(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(GOLDENS / "lm", GOLDENS / "tokenizer_model")
-    assert checkpoint.warnings == []
+    assert checkpoint.warnings == [
+        "max_position_embeddings: 1024 is ignored; a conversation holds 8192 positions"
+    ]
     write_bundle(checkpoint, tmp_path / "out")
     for part, folder in (("lm", "lm"), ("codec", "tokenizer_model")):
         written = SafetensorsFile(tmp_path / "out" / f"{part}.safetensors")
@@ -251,14 +253,23 @@ def test_golden_checkpoint(tmp_path: Path) -> None:
 def test_optional_parts(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
     folders.configs["lm"] |= {"tie_word_embeddings": True, "input_local_dim": 32, "delay_pattern": 0}
-    embeddings = folders.tensors["lm"]["model.embed_tokens.weight"]
-    folders.tensors["lm"]["lm_head.weight"] = embeddings  # a copy is dropped
+    folders.configs["lm"] |= {"speech_zeroemb_idx": "64-64-32-32-32-32-32-32-7"}  # more than there are levels
+    folders.tensors["lm"].pop("lm_head.weight")
     write_bundle(folders.write().open(), tmp_path / "out")
     assert "lm_head.weight" not in SafetensorsFile(tmp_path / "out" / "lm.safetensors").tensors
-    assert describe(tmp_path / "out")["lm"]["delay_pattern"] == [0] * 8
-    folders.tensors["lm"]["lm_head.weight"] = (embeddings[0], embeddings[1] ^ np.uint16(1))
-    save(folders.lm / "model.safetensors", folders.tensors["lm"])
-    assert "tie_word_embeddings: expected lm_head.weight equal" in refusal(folders.open)
+    lm = describe(tmp_path / "out")["lm"]
+    assert lm["tie_word_embeddings"]
+    assert lm["delay_pattern"] == [0] * 8
+    assert lm["speech_zeroemb_idx"] == [64, 64] + [32] * 6
+
+
+def test_stored_head_is_used_whatever_the_config_says(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    folders.configs["lm"] |= {"tie_word_embeddings": True}
+    write_bundle(folders.write().open(), tmp_path / "out")
+    head = SafetensorsFile(tmp_path / "out" / "lm.safetensors").read("lm_head.weight")
+    np.testing.assert_array_equal(head, folders.tensors["lm"]["lm_head.weight"][1])
+    assert not describe(tmp_path / "out")["lm"]["tie_word_embeddings"]
 
 
 def test_wider_patch_encoder_needs_its_projection() -> None:
@@ -355,8 +366,6 @@ def test_absent_fields_take_upstream_defaults() -> None:
         ("codec", "position_embedding_type", "sinusoidal"),
         ("codec", "rope_type", "linear"),
         ("codec", "vocoder_padding", "center"),
-        ("codec", "kernel_size", 5),
-        ("codec", "avg_pooler", 1),
         ("codec", "window_size", 961),
         ("codec", "decoder_stride_size", 3),
         ("codec", "encoder_skip_layer_id", 5),

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 import mimo_edge
 from mimo_edge import _core
 from mimo_edge._core import InputError
+from mimo_edge.export.bundle_writer import write_bundle
+from mimo_edge.export.random_checkpoint import _SHAPE_SMALL, RandomCheckpoint
 from mimo_edge.verify.goldens import Goldens
 
 PRIOR = [[0.1, 1.5], [-0.2, 0.7]]
@@ -103,10 +105,13 @@ def test_a_heavy_prior_is_a_frozen_one() -> None:
     assert np.abs(frozen - model.decode_as_stream(codes)).max() > 1e-3
 
 
-def test_a_long_stream_forgets_and_still_equals_the_offline_sound() -> None:
-    """A history much shorter than the stream: old keys leave many times."""
-    model = open_model("random")
-    codes = np.tile(spoken("random"), 40)[:, :1200]
+@pytest.mark.parametrize("vocoder_left", [40, -1])
+def test_a_long_stream_forgets_and_still_equals_the_offline_sound(tmp_path: Path, vocoder_left: int) -> None:
+    """A history much shorter than the stream: old keys leave many times; it bounds a vocoder without a window too."""
+    codec = _SHAPE_SMALL["codec"] | {"vocoder_attn_window_size": [vocoder_left, 10]}
+    write_bundle(RandomCheckpoint(_SHAPE_SMALL | {"codec": codec}, seed=1), tmp_path / "bundle")
+    model = _core.Model.open(str(tmp_path / "bundle"), threads=1)
+    codes = np.tile(spoken("random"), 40)[:, :1200] % 32
     want = model.decode_as_stream(codes, history_frames=12)
     got = stream(model, codes, [5] * 200, look_ahead_frames=40, history_frames=12)
     np.testing.assert_array_equal(got, want)
