@@ -6,15 +6,21 @@ every kind of white space, special tokens glued to words, unassigned code points
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tokenizers
+from golden_folders import BUNDLED
 
 from mimo_edge import _core
+from mimo_edge.export.bundle_writer import write_bundle
+from mimo_edge.export.checkpoint import Checkpoint
 
 STRINGS = 12_000
 CODE_POINTS = [cp for cp in range(0x110000) if not 0xD800 <= cp < 0xE000]
@@ -124,6 +130,25 @@ def test_random_ids_decode_as_tokenizers(bundle: tuple[_core.Model, tokenizers.T
     for _ in range(STRINGS):
         ids = [choice.randrange(end) for _ in range(choice.randrange(12))]
         assert model.detokenize(ids) == expected.decode(ids, skip_special_tokens=False), ids
+
+
+@pytest.mark.parametrize("letters", ["'sStTlLex", "'mMdDrvVe"])
+def test_contractions_are_split_where_tokenizers_splits(tmp_path: Path, letters: str) -> None:
+    """With a vocabulary that merges every pair of these letters, the ids tell where the text was cut."""
+    shutil.copytree(BUNDLED / "lm", tmp_path / "lm")
+    file = tmp_path / "lm" / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    vocabulary, pairs = spec["model"]["vocab"], list(itertools.product(letters, repeat=2))
+    bytes_only = {token: number for token, number in vocabulary.items() if len(token) == 1}
+    free = sorted(set(vocabulary.values()) - set(bytes_only.values()))
+    names = [*map("".join, pairs), *(f"spare{i}" for i in range(len(free) - len(pairs)))]
+    spec["model"]["vocab"] = bytes_only | dict(zip(names, free, strict=True))
+    spec["model"]["merges"] = pairs[::-1]  # letters before the apostrophe: they would join across a cut
+    file.write_text(json.dumps(spec))
+    write_bundle(Checkpoint.open(tmp_path / "lm", BUNDLED / "tokenizer_model"), tmp_path / "bundle")
+    model, expected = _core.Model.open(str(tmp_path / "bundle")), tokenizers.Tokenizer.from_file(str(file))
+    for text in map("".join, itertools.product(["", "x"], letters, letters, [*letters, " ", "ſ"], [*letters, ""])):
+        assert list(model.tokenize(text)) == expected.encode(text, add_special_tokens=False).ids, text
 
 
 @pytest.mark.parametrize("letter", ["a", " ", "今", "!", "\u0301"])
