@@ -285,9 +285,9 @@ std::array<Moments, 2> CodecDecoder::measure(const Context& context, const Array
 
 StreamingDecoder::StreamingDecoder(int64_t left_overlap, int64_t right_overlap)
     : left_(left_overlap), right_(right_overlap) {
-    if (left_overlap < 0 || right_overlap < 0) {
-        throw InputError(message("streaming decoder: expected overlaps of at least 0 code frames, got ", left_overlap,
-                                 " and ", right_overlap));
+    if (right_overlap < 0 || left_overlap < right_overlap) {  // what is not yet out must be kept
+        throw InputError(message("streaming decoder: expected a right overlap of 0 code frames or more and a left one ",
+                                 "no shorter, got ", right_overlap, " and ", left_overlap));
     }
 }
 

@@ -101,9 +101,15 @@ def test_incremental_prefill_is_offline_prefill(
     whole = engine.wave(wave, rate_hz)
     offline = _core.State(engine.core)
     offline.prefill(np.concatenate([before(model), engine.core.prompt_audio(engine.patches(whole), False)], axis=1))
+    group = engine.facts.group
+    read = state.ids()
     report = listener.settle()
     assert report.positions == offline.length
-    assert report.kept >= before(model).shape[1] // engine.facts.group
+    assert report.kept >= before(model).shape[1] // group
+    if read.shape[1] < report.positions * group:
+        changed = np.flatnonzero((state.ids()[:, : read.shape[1]] != read).any(axis=0))
+        assert report.kept == (changed[0] if len(changed) else read.shape[1]) // group
+        assert report.redone == read.shape[1] // group - report.kept
     np.testing.assert_array_equal(state.ids(), offline.ids())
     np.testing.assert_array_equal(state.text_logits(), offline.text_logits())
     assert state.save() == offline.save()  # every key and value

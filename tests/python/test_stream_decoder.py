@@ -144,3 +144,6 @@ def test_a_stream_refuses_nonsense(tiny_bundle: Path) -> None:
         _core.DecoderStream(model, weight_frames=1.0)
     with pytest.raises(InputError, match="codes from 0"):
         _core.DecoderStream(model).push(codes - 10**6, False)
+    for left, right in ((3, 4), (3, -1)):
+        with pytest.raises(InputError, match="a left one no shorter"):
+            _core.StreamingDecoder(model, left, right)
