@@ -18,6 +18,8 @@ from golden_folders import BUNDLED, bundle_of
 
 import mimo_edge
 from mimo_edge import BundleError, Error, InputError, Model, Options, Turn
+from mimo_edge.export.bundle_writer import write_bundle
+from mimo_edge.export.random_checkpoint import _SHAPE_SMALL, RandomCheckpoint
 
 SINE = (0.3 * np.sin(np.arange(48000) / 20)).astype(np.float32)
 
@@ -298,6 +300,18 @@ def test_altered_files(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes(data)
     with pytest.raises(BundleError, match="sha256"):
         mimo_edge.load(bundle)
+
+
+def test_altered_large_files_are_found_by_a_check(tmp_path: Path) -> None:
+    """Above 64 MiB a file is hashed only if asked: hashing gigabytes would be most of the time to load."""
+    lm = _SHAPE_SMALL["lm"] | {"hidden_size": 256, "vocab_size": 70_000}
+    write_bundle(RandomCheckpoint(_SHAPE_SMALL | {"lm": lm}), tmp_path / "bundle", dtype="bf16")
+    with (tmp_path / "bundle" / "lm.safetensors").open("r+b") as file:
+        assert file.seek(-2, os.SEEK_END) > 64 << 20
+        file.write(b"\0")
+    mimo_edge.load(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="sha256"):
+        mimo_edge.load(tmp_path / "bundle", check=True)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])

@@ -330,7 +330,10 @@ def test_a_saved_conversation_is_restored_bit_for_bit_or_refused(model: Model) -
     np.testing.assert_array_equal(other.text_logits(), state.text_logits())
     np.testing.assert_array_equal(other.ids(), state.ids())
     assert other.save("a note") == saved
+    sizes = saved.index(b"\n") + 1 + 64  # after the magic and the model's identity: note, positions, floats
+    absurd = [np.int64(size).tobytes() for size in (-1, 2**62)]
     for wrong, message in (
+        *((saved[:at] + size + saved[at + 8 :], "impossible") for at in range(sizes, sizes + 24, 8) for size in absurd),
         (b"x" * len(saved), "other bytes"),
         (saved[:-1], "shorter"),
         (saved + b"x", "altered"),
