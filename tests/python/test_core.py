@@ -172,6 +172,12 @@ def test_nonsense_is_refused_with_a_sentence(tiny_bundle: Path, model: _core.Mod
     broken[0, 0] = 10**6
     with pytest.raises(InputError, match="expected tokens from 0"):
         state.prefill(broken)
+    heard = model.prompt_audio(codes(model, 4), False)
+    for code in (-1, 10**6):
+        broken = heard.copy()
+        broken[-1, -1] = code
+        with pytest.raises(InputError, match=f"expected codes from 0 to .*, got {code} at position"):
+            state.prefill(broken)
     with pytest.raises(InputError, match="at least one position"):
         state.prefill(ids[:, :0])
     with pytest.raises(InputError, match="expected a prompt to be read first"):
