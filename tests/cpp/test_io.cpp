@@ -120,6 +120,10 @@ TEST(safetensors_refuses_damage) {
         CHECK_THROWS(Safetensors(folder.write("w", bytes)), BundleError, part);
     };
     const std::string one = R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}})";
+    std::string askew = safetensors(one, 24);  // floats at odd addresses
+    askew.insert(askew.size() - 24, 1, ' ');
+    ++askew[0];
+    refused(askew, "truncated or altered");
     refused("", "truncated");
     refused(safetensors(one, 24).substr(0, 20), "truncated");
     refused(safetensors(one, 23), "truncated or altered");
