@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 
 #include "base/error.h"
 
@@ -14,7 +15,9 @@ namespace {
 constexpr int64_t kBytes = int64_t{256} << 20, kPage = 4096;
 constexpr int kPasses = 5;
 
-using Words = uint64_t __attribute__((vector_size(64)));
+// Reads are narrow, so that any processor has registers for them, and asked for so early that it is memory they wait
+// for: without that, one core of a server reads half of what it can.
+constexpr int64_t kAhead = 8192, kLine = 64;
 
 }  // namespace
 
@@ -28,16 +31,16 @@ double read_bandwidth(const Pool& pool) {
         std::atomic<uint64_t> total = 0;  // used, so that the reads stay
         const auto start = std::chrono::steady_clock::now();
         pool.run(kBytes / kPage, 1, [&](int64_t first, int64_t last) {
-            Words sums[8] = {};
+            using Words = uint64_t __attribute__((vector_size(16)));
+            Words sums[kLine / sizeof(Words)] = {};
             const auto* end = static_cast<const uint8_t*>(memory) + last * kPage;
-            for (const auto* p = static_cast<const uint8_t*>(memory) + first * kPage; p < end; p += sizeof(sums)) {
-                for (size_t i = 0; i < 8; ++i) {
-                    Words words;
-                    std::memcpy(&words, p + i * sizeof(Words), sizeof(Words));
-                    sums[i] += words;
-                }
+            for (const auto* p = static_cast<const uint8_t*>(memory) + first * kPage; p < end; p += kLine) {
+                __builtin_prefetch(p + kAhead, 0, 2);
+                Words line[std::size(sums)];
+                std::memcpy(line, p, kLine);
+                for (size_t i = 0; i < std::size(sums); ++i) sums[i] += line[i];
             }
-            for (const Words& sum : sums) total += sum[0];
+            for (const Words& sum : sums) total += sum[0] + sum[1];
         });
         best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
