@@ -36,10 +36,10 @@ private:
     std::vector<std::thread> workers_;
     mutable std::mutex busy_;
     mutable std::atomic<uint32_t> epoch_{0};   // counts the calls of run; sleepers wait for it to change
-    mutable std::atomic<int64_t> untaken_{0};  // parts of this run that nobody has taken; all below is fixed while > 0
+    mutable std::atomic<int64_t> untaken_{0};  // grains of this run that nobody has taken; all below is fixed while > 0
     mutable std::atomic<int64_t> unfinished_{0};
     mutable const std::function<void(int64_t, int64_t)>* body_ = nullptr;
-    mutable int64_t count_ = 0, grain_ = 1, parts_ = 0;
+    mutable int64_t count_ = 0, grain_ = 1, grains_ = 0;
     mutable std::mutex failing_;
     mutable std::exception_ptr failure_;  // the first of this run
     std::atomic<bool> stop_{false};
