@@ -40,9 +40,10 @@ struct Kernels {
     void (*linear)(const float* x, int64_t rows, int64_t x_stride, const Matrix& w, const float* bias, int64_t first,
                    int64_t last, float* y, int64_t y_stride);
 
-    // One row for packed weights: x [cols] -> values [planes, cols filled up], scales and sums [groups] (packed.h).
+    // One row for packed weights: x [cols] -> values [planes, cols filled up], scales and sums [groups], `step` apart
+    // (packed.h).
     void (*round_inputs)(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales,
-                         int32_t* sums);
+                         int32_t* sums, int64_t step);
 
     // Packed weights: columns [first, last) of y for all rows of x; first is a multiple of kBlockRows. Bit for bit the
     // twin's result.

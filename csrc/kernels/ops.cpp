@@ -15,6 +15,8 @@ constexpr int64_t kInlineWork = 32768;  // multiply-adds below which waking the 
 // Rounded inputs lie an odd number of cache lines apart, so that the rows of a tile do not push each other out.
 constexpr int64_t kLine = 64;
 
+constexpr int64_t kBlocksAtOnce = 4;  // blocks of weight rows that the kernels take side by side for one input
+
 constexpr int64_t kPointwiseGrain = 2048;  // values of an activation function that are worth a thread
 
 // The grain for n items that each cost `work` multiply-adds.
@@ -46,7 +48,7 @@ public:
         context.pool.run(rows, grain_for(rows, w.cols), [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 context.kernels.round_inputs(x + i * stride, w.cols, group_, planes_, values_.data() + i * stride_,
-                                             scales_.data() + i * groups_, sums_.data() + i * groups_);
+                                             scales_.data() + i, sums_.data() + i, rows_);
             }
         });
     }
@@ -93,7 +95,7 @@ std::vector<Array> linears(const Context& context, const float* x, int64_t rows,
         work += rows * w.rows * w.cols;
         outs.emplace_back(rows, w.rows);
     }
-    context.pool.run(blocks, work < kInlineWork ? blocks : 1, [&](int64_t begin, int64_t end) {
+    context.pool.run(blocks, work < kInlineWork ? blocks : kBlocksAtOnce, [&](int64_t begin, int64_t end) {
         for (size_t i = 0; i < parts.size(); ++i) {
             const auto& [layer, inputs, origin, count] = parts[i];
             const Matrix& w = layer->weight;

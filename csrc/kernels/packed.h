@@ -68,9 +68,9 @@ struct RoundedInputs {
     int64_t group = 0, groups = 0;
     int planes = 1;                  // 1: 8 bit; 2: 16 bit, high then low
     const int8_t* values = nullptr;  // [rows], each [planes, cols]
-    const float* scales = nullptr;   // [rows, groups]
+    const float* scales = nullptr;   // [groups, rows]: neighbours in a tile are neighbours in memory
     const int32_t* sums =
-        nullptr;  // [rows, groups]: sum of q, which turns dot products with q + offset into those with q
+        nullptr;  // [groups, rows]: sum of q, which turns dot products with q + offset into those with q
 
     const int8_t* row(int64_t i) const { return values + i * stride; }
 };

@@ -228,17 +228,18 @@ TEST(rounded_inputs_at_their_limits) {
             std::vector<float> x(200, 1e-31f);  // too small to divide by
             x[130] = -3, x[131] = 3, x[132] = 1.5f;
             std::vector<int8_t> values(static_cast<size_t>(planes) * 200);
-            std::vector<float> scales(2);
-            std::vector<int32_t> sums(2);
-            kernels->round_inputs(x.data(), 200, 128, planes, values.data(), scales.data(), sums.data());
+            const int64_t step = planes;  // from group to group
+            std::vector<float> scales(4);
+            std::vector<int32_t> sums(4);
+            kernels->round_inputs(x.data(), 200, 128, planes, values.data(), scales.data(), sums.data(), step);
             CHECK(scales[0] == 0 && sums[0] == 0 && values[5] == 0);
             CHECK(values[130] == -127 && values[131] == 127 && values[132] == 64);
-            CHECK_EQ(scales[1], 3.0f / (planes == 1 ? 127 : 16256));
-            CHECK_EQ(sums[1], planes == 1 ? 64 : 8128);
+            CHECK_EQ(scales[step], 3.0f / (planes == 1 ? 127 : 16256));
+            CHECK_EQ(sums[step], planes == 1 ? 64 : 8128);
             for (const float bad : {NAN, INFINITY}) {
                 x[7] = bad;
-                kernels->round_inputs(x.data(), 200, 128, planes, values.data(), scales.data(), sums.data());
-                CHECK(std::isnan(scales[0]) && values[5] == 0 && scales[1] > 0);
+                kernels->round_inputs(x.data(), 200, 128, planes, values.data(), scales.data(), sums.data(), step);
+                CHECK(std::isnan(scales[0]) && values[5] == 0 && scales[step] > 0);
             }
         }
     }

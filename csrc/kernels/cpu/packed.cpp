@@ -25,7 +25,7 @@ constexpr bool kWide = MIMO_VECTOR_BYTES == 64;
 constexpr int kSingleBlocks = kWide ? 4 : 1;  // for one input: enough sums to hide latency
 constexpr int kTileBlocks = kWide ? 2 : 1;
 constexpr int kTileInputs = kWide ? 12 : 4;
-constexpr int64_t kAhead = 128;  // chunks of weights asked for early by tiles of several inputs; one input needs none
+constexpr int64_t kAhead = 128;  // chunks of weights asked for early, into the second-level cache
 
 inline Int spread(const int8_t* four_bytes) {
     int32_t word;
@@ -44,14 +44,21 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
     const int64_t chunks = chunks_of(w), groups_of_scales = scale_groups(w);
     const auto* weights = static_cast<const uint8_t*>(w.data) + block * chunks * kBlockBytes;
     const int8_t* inputs = x.row(row);
-    Float total[V][C] = {};
+    Float total[V][C];
+#pragma GCC unroll 32
+    for (int v = 0; v < V; ++v) {  // `= {}` becomes a slow string instruction
+#pragma GCC unroll 32
+        for (int c = 0; c < C; ++c) total[v][c] = Float{};
+    }
     for (int64_t g = 0; g < x.groups; ++g) {
         const int64_t begin = g * x.group / chunk, end = std::min(chunks, (g + 1) * x.group / chunk);
         const int64_t ahead = end + kAhead <= chunks ? kAhead : kAhead + (B - 1) * chunks;  // or in the next tile
+        const float* input_scales = x.scales + g * x.rows + row;
+        const int32_t* sums = x.sums + g * x.rows + row;
         Int dot[V][C][planes];
 #pragma GCC unroll 32
         for (int c = 0; c < C; ++c) {
-            const Int removed = Int{} - offset * x.sums[(row + c) * x.groups + g];  // what the offset will add
+            const Int removed = Int{} - offset * sums[c];  // what the offset will add
 #pragma GCC unroll 32
             for (int v = 0; v < V; ++v) {
                 dot[v][c][0] = Int{};
@@ -64,7 +71,7 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
                 const uint8_t* at =
                     weights + (v / kPieces * chunks + k) * kBlockBytes + v % kPieces * MIMO_VECTOR_BYTES;
                 bytes[v] = load<Int>(at);
-                if constexpr (C > 1) __builtin_prefetch(at + ahead * kBlockBytes, 0, 2);  // into the second-level cache
+                __builtin_prefetch(at + ahead * kBlockBytes, 0, 2);
             }
             for (int c = 0; c < C; ++c) {
                 for (int p = 0; p < planes; ++p) {
@@ -89,7 +96,7 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
 #pragma GCC unroll 32
             for (int c = 0; c < C; ++c) {
                 const Int exact = planes == 1 ? dot[v][c][0] : (dot[v][c][0] << 7) + dot[v][c][planes - 1];
-                total[v][c] += __builtin_convertvector(exact, Float) * (x.scales[(row + c) * x.groups + g] * scale);
+                total[v][c] += __builtin_convertvector(exact, Float) * (input_scales[c] * scale);
             }
         }
     }
@@ -159,14 +166,15 @@ void linear_packed(const RoundedInputs& x, const Matrix& w, const float* bias, i
     }
 }
 
-void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales,
-                  int32_t* sums) {
+void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales, int32_t* sums,
+                  int64_t step) {
     using Byte = int8_t __attribute__((vector_size(kWidth)));
     const int64_t padded = (cols + kInputPadding - 1) / kInputPadding * kInputPadding;
     const float steps = planes == 1 ? 127.0f : 16256.0f;
     const Float magic = Float{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
     for (int64_t first = 0; first < cols; first += group) {
-        const int64_t n = std::min(cols - first, group), filled = std::min(padded - first, group), g = first / group;
+        const int64_t n = std::min(cols - first, group), filled = std::min(padded - first, group);
+        const int64_t g = first / group * step;
         const float* in = x + first;
         const auto at = [&](int64_t k) {
             return k + kWidth <= n ? load<Float>(in + k) : load_part<Float>(in + k, n - k);

@@ -25,13 +25,13 @@ void linear(const float* x, int64_t rows, int64_t x_stride, const Matrix& w, con
     }
 }
 
-void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales,
-                  int32_t* sums) {
+void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales, int32_t* sums,
+                  int64_t step) {
     const int64_t padded = (cols + kInputPadding - 1) / kInputPadding * kInputPadding;
     std::fill_n(values, planes * padded, int8_t{0});
     const float steps = planes == 1 ? 127.0f : 16256.0f;
     for (int64_t first = 0; first < cols; first += group) {
-        const int64_t end = std::min(cols, first + group), g = first / group;
+        const int64_t end = std::min(cols, first + group), g = first / group * step;
         uint32_t bits = 0;  // of the largest magnitude; NaN is above infinity is above every number
         for (int64_t k = first; k < end; ++k) bits = std::max(bits, std::bit_cast<uint32_t>(x[k]) & 0x7FFFFFFFu);
         const float most = std::bit_cast<float>(bits);
@@ -62,7 +62,7 @@ void linear_packed(const RoundedInputs& x, const Matrix& w, const float* bias, i
                     const int32_t q = x.planes == 1 ? high[k] : 128 * high[k] + low[k];
                     dot += q * packed_integer(w, j, k);
                 }
-                const float scale = x.scales[i * x.groups + g] * packed_scale(w, j, g * x.group);
+                const float scale = x.scales[g * x.rows + i] * packed_scale(w, j, g * x.group);
                 const float product = static_cast<float>(dot) * scale;
                 sum = sum + product;
             }
