@@ -209,6 +209,8 @@ class SafetensorsWriter:
             if self._pending:
                 raise ValueError(f"write: {self._pending[-1][0]} is not complete")
             os.fsync(self._file.fileno())
+            # What the cache holds came in small pages; who opens the file next reads it anew, in large ones.
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             self._file.close()
 
