@@ -53,7 +53,7 @@ public:
         for (const KeyValues& layer : cache_.layers) {
             const size_t at = saved.size();
             saved.resize(at + static_cast<size_t>(layer.saved_size(cache_.length)));
-            layer.save(model_.context().kernels, cache_.length, saved.data() + at);
+            layer.save(cache_.length, saved.data() + at);
         }
         return saved;
     }

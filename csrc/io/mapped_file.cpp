@@ -28,7 +28,7 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
     if (data == MAP_FAILED) {
         throw BundleError(message("open: expected to map ", path.string(), ", got: ", std::strerror(errno)));
     }
-    // Weights on large pages where the kernel has them for files (Linux 6.16 with ext4, say); elsewhere nothing happens.
+    // Weights on large pages where the kernel has them for files (Linux 6.16 with ext4, say), else nothing happens.
     if (data) madvise(data, size_, MADV_HUGEPAGE);
     data_ = static_cast<const uint8_t*>(data);
 }

@@ -16,12 +16,13 @@ namespace mimo {
 // many keys.
 inline constexpr int64_t kLanes = 16;
 
-// One head of attention over `keys` positions.
+// The keys and values of one head, as a cache stores them: f32, f16, or i8 of which (t, d) means q * scales[t].
 struct AttentionHead {
-    const float*
-        keys;  // [ceil(key_end / kLanes), head_dim, kLanes]; lanes past the last written key hold finite values
-    const float* values;  // [key_end, head_dim], rows value_stride apart
-    int64_t value_stride;
+    const void* keys;  // [ceil(key_end / kLanes), head_dim, kLanes]; lanes past the last written key hold finite values
+    const void* values;            // [key_end, head_dim]
+    const uint16_t* key_scales;    // i8: bfloat16 [key_end, filled up to kLanes]
+    const uint16_t* value_scales;  // i8: bfloat16 [key_end]
+    DType type;
     int64_t head_dim;
     float scale;  // 1 / sqrt(head_dim)
 };
@@ -49,9 +50,6 @@ struct Kernels {
     // twin's result.
     void (*linear_packed)(const RoundedInputs& x, const Matrix& w, const float* bias, int64_t first, int64_t last,
                           float* y, int64_t y_stride);
-
-    // y[i] = halves[i], IEEE half precision.
-    void (*widen)(const uint16_t* halves, int64_t n, float* y);
 
     // out[i] = softmax(scale * q[i] · K[range_i]) V[range_i] for `queries` queries; q and out rows are `stride` apart.
     // scratch: 8 * (highest range end + 2 * kLanes) floats. Ranges are non-empty.

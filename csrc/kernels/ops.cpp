@@ -232,6 +232,18 @@ void put(const float* x, int64_t from, int64_t n, int8_t* y, int64_t to, uint16_
     for (int64_t i = 0; i < n; ++i) y[i * to] = static_cast<int8_t>(std::lrint(x[i * from] * steps));
 }
 
+// And back, as the kernels read it: n elements, `step` apart on both sides.
+void get(const float* x, int64_t step, int64_t n, const uint16_t*, float* y) {
+    for (int64_t i = 0; i < n; ++i) y[i * step] = x[i * step];
+}
+void get(const uint16_t* x, int64_t step, int64_t n, const uint16_t*, float* y) {
+    for (int64_t i = 0; i < n; ++i) y[i * step] = half_to_float(x[i * step]);
+}
+void get(const int8_t* x, int64_t step, int64_t n, const uint16_t* scale, float* y) {
+    const float unit = bfloat_to_float(*scale);
+    for (int64_t i = 0; i < n; ++i) y[i * step] = static_cast<float>(x[i * step]) * unit;
+}
+
 }  // namespace
 
 KeyValues::KeyValues(int64_t heads, int64_t head_dim, int64_t capacity, DType type)
@@ -305,9 +317,18 @@ int64_t KeyValues::saved_size(int64_t written) const {
     return 2 * heads_ * head_dim_ * ((written + kLanes - 1) / kLanes * kLanes);
 }
 
-void KeyValues::save(const Kernels& kernels, int64_t written, float* to) const {
+void KeyValues::save(int64_t written, float* to) const {
     const int64_t head = saved_size(written) / heads_, positions = head / (2 * head_dim_);
-    for (int64_t h = 0; h < heads_; ++h) widen(kernels, h, positions, to + h * head);
+    for (int64_t h = 0; h < heads_; ++h) {
+        visit(h, [&](auto rows) {
+            float *keys = to + h * head, *values = keys + positions * head_dim_;
+            for (int64_t t = 0; t < positions; ++t) {
+                const int64_t key = key_at(t), value = t * head_dim_;
+                get(rows.keys + key, kLanes, head_dim_, rows.key_scales + t, keys + key);
+                get(rows.values + value, 1, head_dim_, rows.value_scales + t, values + value);
+            }
+        });
+    }
 }
 
 void KeyValues::load(int64_t written, const float* from) {
@@ -324,51 +345,17 @@ void KeyValues::load(int64_t written, const float* from) {
     }
 }
 
-void KeyValues::widen(const Kernels& kernels, int64_t head, int64_t positions, float* to) const {
-    const int64_t count = positions * head_dim_;
-    visit(head, [&]<typename Element>(Rows<Element> rows) {
-        if constexpr (std::is_same_v<Element, float>) {
-            std::copy_n(rows.keys, count, to);
-            std::copy_n(rows.values, count, to + count);
-        } else if constexpr (std::is_same_v<Element, uint16_t>) {
-            kernels.widen(rows.keys, count, to);
-            kernels.widen(rows.values, count, to + count);
-        } else {
-            for (int64_t t = 0; t < positions; t += kLanes) {
-                float scales[kLanes];
-                for (int64_t i = 0; i < kLanes; ++i) scales[i] = bfloat_to_float(rows.key_scales[t + i]);
-                const int8_t* keys = rows.keys + t * head_dim_;
-                float* y = to + t * head_dim_;
-                for (int64_t d = 0; d < head_dim_ * kLanes; d += kLanes) {
-                    for (int64_t i = 0; i < kLanes; ++i) y[d + i] = static_cast<float>(keys[d + i]) * scales[i];
-                }
-            }
-            for (int64_t t = 0; t < positions; ++t) {
-                const float scale = bfloat_to_float(rows.value_scales[t]);
-                const int8_t* values = rows.values + t * head_dim_;
-                float* y = to + count + t * head_dim_;
-                for (int64_t d = 0; d < head_dim_; ++d) y[d] = static_cast<float>(values[d]) * scale;
-            }
-        }
+AttentionHead KeyValues::head(int64_t index) const {
+    AttentionHead view = {};
+    view.type = type_;
+    view.head_dim = head_dim_;
+    view.scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
+    visit(index, [&](auto rows) {
+        view.keys = rows.keys;
+        view.values = rows.values;
+        view.key_scales = rows.key_scales;
+        view.value_scales = rows.value_scales;
     });
-}
-
-AttentionHead KeyValues::head(const Kernels& kernels, int64_t index, int64_t keys, std::vector<float>& space) const {
-    AttentionHead view = {.keys = nullptr,
-                          .values = nullptr,
-                          .value_stride = head_dim_,
-                          .head_dim = head_dim_,
-                          .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_))};
-    if (type_ == DType::f32) {
-        view.keys = static_cast<const float*>(keys_.get()) + index * capacity_ * head_dim_;
-        view.values = static_cast<const float*>(values_.get()) + index * capacity_ * head_dim_;
-        return view;
-    }
-    const int64_t count = saved_size(keys) / (2 * heads_);
-    space.resize(static_cast<size_t>(2 * count));
-    widen(kernels, index, count / head_dim_, space.data());
-    view.keys = space.data();
-    view.values = space.data() + count;
     return view;
 }
 
@@ -385,11 +372,10 @@ Array attention(const Context& context, const Array& q, const KeyValues& cache, 
         const std::vector<KeyRange> same(static_cast<size_t>(sharing), ranges[0]);
         context.pool.run(cache.heads(), grain_for(cache.heads(), sharing * keys * head_dim),
                          [&](int64_t begin, int64_t end) {
-                             std::vector<float> scratch(scratch_size), space;
+                             std::vector<float> scratch(scratch_size);
                              for (int64_t h = begin; h < end; ++h) {
                                  const int64_t first = h * sharing * head_dim;
-                                 const AttentionHead head = cache.head(context.kernels, h, keys, space);
-                                 context.kernels.attention(head, q.row(0) + first, sharing, same.data(),
+                                 context.kernels.attention(cache.head(h), q.row(0) + first, sharing, same.data(),
                                                            out.row(0) + first, head_dim, scratch.data());
                              }
                          });
@@ -399,16 +385,12 @@ Array attention(const Context& context, const Array& q, const KeyValues& cache, 
     const int64_t tasks = heads * blocks;
     context.pool.run(tasks, grain_for(tasks, std::min(kQueries, q.rows) * keys * head_dim),
                      [&](int64_t begin, int64_t end) {
-                         std::vector<float> scratch(scratch_size), space;
-                         AttentionHead head = {};
-                         int64_t at = -1;  // whose keys `head` shows: neighbouring tasks share them
+                         std::vector<float> scratch(scratch_size);
                          for (int64_t task = begin; task < end; ++task) {
                              const int64_t h = task / blocks;
                              const int64_t first = task % blocks * kQueries;
                              const int64_t count = std::min(kQueries, q.rows - first);
-                             if (const int64_t shared = h * cache.heads() / heads; shared != at) {
-                                 head = cache.head(context.kernels, at = shared, keys, space);
-                             }
+                             const AttentionHead head = cache.head(h * cache.heads() / heads);
                              context.kernels.attention(head, q.row(first) + h * head_dim, count, ranges.data() + first,
                                                        out.row(first) + h * head_dim, q.cols, scratch.data());
                          }

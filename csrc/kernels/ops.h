@@ -78,11 +78,11 @@ public:
     // The first `written` positions as floats, and back to the same bits: saved_size(written) of them, whatever the
     // capacity.
     int64_t saved_size(int64_t written) const;
-    void save(const Kernels& kernels, int64_t written, float* to) const;
+    void save(int64_t written, float* to) const;
     void load(int64_t written, const float* from);
 
-    // What the kernels read of a head's first `keys` positions; in `space` where they are not kept as floats.
-    AttentionHead head(const Kernels& kernels, int64_t index, int64_t keys, std::vector<float>& space) const;
+    // What the kernels read of a head.
+    AttentionHead head(int64_t index) const;
 
 private:
     struct Free {
@@ -99,9 +99,6 @@ private:
     // Calls body(Rows) with the elements' type: float, uint16_t for halves or int8_t.
     template <typename Body>
     void visit(int64_t head, Body body) const;
-
-    // A head's first positions, a multiple of kLanes, as floats: keys, then values.
-    void widen(const Kernels& kernels, int64_t head, int64_t positions, float* to) const;
 
     int64_t key_at(int64_t position) const { return position / kLanes * kLanes * head_dim_ + position % kLanes; }
 

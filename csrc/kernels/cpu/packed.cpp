@@ -206,11 +206,5 @@ void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_
     }
 }
 
-void widen(const uint16_t* halves, int64_t n, float* y) {
-    int64_t i = 0;
-    for (; i + kWidth <= n; i += kWidth) store(y + i, load_halves(halves + i));
-    for (; i < n; ++i) y[i] = half_to_float(halves[i]);
-}
-
 }  // namespace MIMO_ISA
 }  // namespace mimo

@@ -10,6 +10,4 @@ void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_
 void linear_packed(const RoundedInputs& x, const Matrix& w, const float* bias, int64_t first, int64_t last, float* y,
                    int64_t y_stride);
 
-void widen(const uint16_t* halves, int64_t n, float* y);
-
 }  // namespace mimo::MIMO_ISA

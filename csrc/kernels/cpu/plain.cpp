@@ -71,8 +71,11 @@ void linear_packed(const RoundedInputs& x, const Matrix& w, const float* bias, i
     }
 }
 
-void widen(const uint16_t* halves, int64_t n, float* y) {
-    for (int64_t i = 0; i < n; ++i) y[i] = half_to_float(halves[i]);
+// Element `at` of a head's stored keys or values, of position t.
+float stored(const void* elements, int64_t at, DType type, const uint16_t* scales, int64_t t) {
+    if (type == DType::f32) return static_cast<const float*>(elements)[at];
+    if (type == DType::f16) return half_to_float(static_cast<const uint16_t*>(elements)[at]);
+    return static_cast<float>(static_cast<const int8_t*>(elements)[at]) * bfloat_to_float(scales[t]);
 }
 
 void attention(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
@@ -84,7 +87,8 @@ void attention(const AttentionHead& head, const float* q, int64_t queries, const
         for (int64_t t = begin; t < end; ++t) {
             float score = 0;
             for (int64_t d = 0; d < dim; ++d) {
-                score += q[i * stride + d] * head.keys[(t / kLanes * dim + d) * kLanes + t % kLanes];
+                const int64_t at = (t / kLanes * dim + d) * kLanes + t % kLanes;
+                score += q[i * stride + d] * stored(head.keys, at, head.type, head.key_scales, t);
             }
             scratch[t - begin] = score * head.scale;
             best = std::max(best, scratch[t - begin]);
@@ -93,7 +97,9 @@ void attention(const AttentionHead& head, const float* q, int64_t queries, const
         for (int64_t t = begin; t < end; ++t) sum += scratch[t - begin] = std::exp(scratch[t - begin] - best);
         for (int64_t d = 0; d < dim; ++d) {
             float mix = 0;
-            for (int64_t t = begin; t < end; ++t) mix += scratch[t - begin] * head.values[t * head.value_stride + d];
+            for (int64_t t = begin; t < end; ++t) {
+                mix += scratch[t - begin] * stored(head.values, t * dim + d, head.type, head.value_scales, t);
+            }
             out[i * stride + d] = mix / sum;
         }
     }
@@ -128,8 +134,8 @@ void rms_norm(const float* x, Vector weight, float eps, float* y) {
 }  // namespace
 
 const Kernels& plain_kernels() {
-    static constexpr Kernels table = {"plain",   linear, round_inputs,  linear_packed, widen,
-                                      attention, gelu,   silu_multiply, layer_norm,    rms_norm};
+    static constexpr Kernels table = {"plain", linear,        round_inputs, linear_packed, attention,
+                                      gelu,    silu_multiply, layer_norm,   rms_norm};
     return table;
 }
 

@@ -15,6 +15,8 @@
 #include "kernels/cpu/vector_types.h"
 #include "kernels/kernels.h"
 
+#include MIMO_DOT
+
 namespace mimo {
 namespace {
 
@@ -205,18 +207,48 @@ template <int Q>
 constexpr int kKeyBlocks = kWide ? std::min(4, 16 / Q) : 1;
 template <int Q>
 constexpr int kChannels = std::min(4, 16 / Q);
-constexpr int64_t kAhead = 2048;  // floats of keys and values asked for early, into the second-level cache
+constexpr int64_t kAheadBytes = 8192;  // of keys and values asked for early, into the second-level cache
 
-// Scores of Q queries (rows `stride` apart) against B blocks of kLanes keys.
-template <int Q, int B>
-inline void score_blocks(const float* keys, int64_t dim, const float* q, int64_t stride, float scale, float* scores,
-                         int64_t score_stride) {
-    Lanes sum[Q][B] = {};
+// Stored elements as floats, before the scales of i8.
+inline Float widened(const float* p) {
+    return load<Float>(p);
+}
+inline Float widened(const uint16_t* p) {
+    return load_halves(p);
+}
+inline Float widened(const int8_t* p) {
+    using Byte = int8_t __attribute__((vector_size(kWidth)));
+    return __builtin_convertvector(__builtin_convertvector(load<Byte>(p), Int), Float);
+}
+
+// One channel of kLanes keys.
+template <typename Element>
+inline Lanes channel_at(const Element* p) {
+    Lanes lanes;
+    for (int64_t i = 0; i < kLanes; i += kWidth) {
+        const Float part = widened(p + i);
+        std::memcpy(reinterpret_cast<char*>(&lanes) + i * sizeof(float), &part, sizeof(part));
+    }
+    return lanes;
+}
+
+// Scores of Q queries (rows `stride` apart) against B blocks of kLanes keys. scales: of these keys, if they are i8.
+template <int Q, int B, typename Element>
+inline void score_blocks(const Element* keys, const uint16_t* scales, int64_t dim, const float* q, int64_t stride,
+                         float scale, float* scores, int64_t score_stride) {
+    Lanes sum[Q][B] = {}, unit[B];
+    if constexpr (sizeof(Element) == 1) {
+        for (int b = 0; b < B; ++b) {
+            for (int64_t i = 0; i < kLanes; ++i) unit[b][i] = bfloat_to_float(scales[b * kLanes + i]);
+        }
+    }
     for (int64_t d = 0; d < dim; ++d) {
         Lanes channel[B];
         for (int b = 0; b < B; ++b) {
-            channel[b] = load<Lanes>(keys + (b * dim + d) * kLanes);
-            __builtin_prefetch(keys + (b * dim + d) * kLanes + kAhead, 0, 2);
+            const Element* at = keys + (b * dim + d) * kLanes;
+            channel[b] = channel_at(at);
+            if constexpr (sizeof(Element) == 1) channel[b] *= unit[b];
+            __builtin_prefetch(reinterpret_cast<const char*>(at) + kAheadBytes, 0, 2);
         }
         for (int i = 0; i < Q; ++i) {
             for (int b = 0; b < B; ++b) sum[i][b] += channel[b] * q[i * stride + d];
@@ -246,16 +278,23 @@ inline float softmax_numerators(float* scores, int64_t first, int64_t count, Key
 }
 
 // out[i, d...] = sum_t weight[i, t] * values[t, d...] over keys [begin, end) for Q queries and V vectors of channels.
-template <int Q, int V>
+template <int Q, int V, typename Element>
 inline void mix_values(const AttentionHead& head, const float* weights, int64_t weight_stride, int64_t begin,
                        int64_t end, const float* totals, int64_t d, int64_t n, float* out, int64_t stride) {
     Float sum[Q][V] = {};
     for (int64_t t = begin; t < end; ++t) {
         Float value[V];
         for (int v = 0; v < V; ++v) {
-            const float* p = head.values + t * head.value_stride + d + v * kWidth;
-            value[v] = n < kWidth ? load_part<Float>(p, n) : load<Float>(p);
-            __builtin_prefetch(p + kAhead, 0, 2);
+            const Element* at = static_cast<const Element*>(head.values) + t * head.head_dim + d + v * kWidth;
+            if (n < kWidth) {
+                Element part[kWidth] = {};
+                std::copy_n(at, n, part);
+                value[v] = widened(part);
+            } else {
+                value[v] = widened(at);
+            }
+            if constexpr (sizeof(Element) == 1) value[v] *= bfloat_to_float(head.value_scales[t]);
+            __builtin_prefetch(reinterpret_cast<const char*>(at) + kAheadBytes, 0, 2);
         }
         for (int i = 0; i < Q; ++i) {
             const float weight = weights[i * weight_stride + t];
@@ -271,7 +310,7 @@ inline void mix_values(const AttentionHead& head, const float* weights, int64_t 
     }
 }
 
-template <int Q>
+template <int Q, typename Element>
 void attend(const AttentionHead& head, const float* q, const KeyRange* ranges, float* out, int64_t stride,
             float* scratch) {
     KeyRange all = ranges[0];
@@ -280,8 +319,9 @@ void attend(const AttentionHead& head, const float* q, const KeyRange* ranges, f
     const int64_t count = (all.end - first + kLanes - 1) / kLanes * kLanes;
     const auto score = [&]<int B>(int64_t t) {
         for (; t + B * kLanes <= count; t += B * kLanes) {
-            score_blocks<Q, B>(head.keys + (first + t) * head.head_dim, head.head_dim, q, stride, head.scale,
-                               scratch + t, count);
+            const Element* keys = static_cast<const Element*>(head.keys) + (first + t) * head.head_dim;
+            const uint16_t* scales = sizeof(Element) == 1 ? head.key_scales + first + t : nullptr;
+            score_blocks<Q, B>(keys, scales, head.head_dim, q, stride, head.scale, scratch + t, count);
         }
         return t;
     };
@@ -291,20 +331,30 @@ void attend(const AttentionHead& head, const float* q, const KeyRange* ranges, f
     const float* weights = scratch - first;
     int64_t d = 0;
     for (; d + kChannels<Q> * kWidth <= head.head_dim; d += kChannels<Q> * kWidth) {
-        mix_values<Q, kChannels<Q>>(head, weights, count, all.begin, all.end, totals, d, kWidth, out, stride);
+        mix_values<Q, kChannels<Q>, Element>(head, weights, count, all.begin, all.end, totals, d, kWidth, out, stride);
     }
     for (; d < head.head_dim; d += kWidth) {
-        mix_values<Q, 1>(head, weights, count, all.begin, all.end, totals, d, head.head_dim - d, out, stride);
+        mix_values<Q, 1, Element>(head, weights, count, all.begin, all.end, totals, d, head.head_dim - d, out, stride);
     }
+}
+
+template <typename Element>
+void attention_of(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
+                  int64_t stride, float* scratch) {
+    const auto attend_by = [&]<int Q>(int64_t i) {
+        for (; i + Q <= queries; i += Q)
+            attend<Q, Element>(head, q + i * stride, ranges + i, out + i * stride, stride, scratch);
+        return i;
+    };
+    attend_by.template operator()<1>(attend_by.template operator()<4>(attend_by.template operator()<kQueries>(0)));
 }
 
 void attention(const AttentionHead& head, const float* q, int64_t queries, const KeyRange* ranges, float* out,
                int64_t stride, float* scratch) {
-    const auto attend_by = [&]<int Q>(int64_t i) {
-        for (; i + Q <= queries; i += Q) attend<Q>(head, q + i * stride, ranges + i, out + i * stride, stride, scratch);
-        return i;
-    };
-    attend_by.template operator()<1>(attend_by.template operator()<4>(attend_by.template operator()<kQueries>(0)));
+    const auto of = head.type == DType::f32   ? attention_of<float>
+                    : head.type == DType::f16 ? attention_of<uint16_t>
+                                              : attention_of<int8_t>;
+    of(head, q, queries, ranges, out, stride, scratch);
 }
 
 // Sums for the norms run in double, in fixed lanes: exact enough that the order does not show.
@@ -349,16 +399,9 @@ void rms_norm(const float* x, Vector weight, float eps, float* y) {
 #define MIMO_NAME(isa) MIMO_TEXT(isa)
 
 const Kernels& MIMO_TABLE(MIMO_ISA)() {
-    static constexpr Kernels table = {MIMO_NAME(MIMO_ISA),
-                                      linear,
-                                      MIMO_ISA::round_inputs,
-                                      MIMO_ISA::linear_packed,
-                                      MIMO_ISA::widen,
-                                      attention,
-                                      gelu,
-                                      silu_multiply,
-                                      layer_norm,
-                                      rms_norm};
+    static constexpr Kernels table = {MIMO_NAME(MIMO_ISA),     linear,     MIMO_ISA::round_inputs,
+                                      MIMO_ISA::linear_packed, attention,  gelu,
+                                      silu_multiply,           layer_norm, rms_norm};
     return table;
 }
 
