@@ -50,6 +50,9 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
 #pragma GCC unroll 32
         for (int c = 0; c < C; ++c) total[v][c] = Float{};
     }
+    for (int c = 0; c < C; ++c) {  // the lines of y come while the sums are made
+        for (int b = 0; b < B; ++b) __builtin_prefetch(y + (row + c) * y_stride + (block + b) * kBlockRows, 1);
+    }
     for (int64_t g = 0; g < x.groups; ++g) {
         const int64_t begin = g * x.group / chunk, end = std::min(chunks, (g + 1) * x.group / chunk);
         const int64_t ahead = end + kAhead <= chunks ? kAhead : kAhead + (B - 1) * chunks;  // or in the next tile
