@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <deque>
-#include <type_traits>
 
 namespace mimo {
 namespace {

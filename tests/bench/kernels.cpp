@@ -1,4 +1,4 @@
-// Micro-benchmarks of the packed kernels beside the read bandwidth of the same seconds.
+// Micro-benchmarks of the kernels at the release's sizes, beside the read bandwidth of the same seconds.
 //   cmake -S . -B build/bench -DMIMO_BENCH=ON && cmake --build build/bench && build/bench/mimo_bench_kernels [THREADS]
 //   [TABLE]
 #include <sys/mman.h>
@@ -47,6 +47,53 @@ double best_of(int runs, Body body) {
     return best;
 }
 
+// One position of the backbone's attention over a long past, in each type that a cache keeps.
+void bench_attention(const Context& context) {
+    constexpr int64_t kKeys = 2048, kHeads = 32, kSharing = 4, kDim = 128, kLayers = 12;  // layers: beyond the caches
+    for (const DType type : {DType::f32, DType::f16, DType::i8}) {
+        std::vector<KeyValues> layers;
+        const Array past(kKeys, kHeads / kSharing * kDim), q(1, kHeads * kDim);
+        for (int64_t i = 0; i < kLayers; ++i) {
+            layers.emplace_back(kHeads / kSharing, kDim, kKeys, type);
+            layers.back().write(context, 0, past, past);
+        }
+        const double time = best_of(5, [&] {
+            for (const KeyValues& layer : layers) attention(context, q, layer, {{0, kKeys}});
+        });
+        const double bytes =
+            2.0 * kLayers * static_cast<double>(past.data.size()) * static_cast<double>(bytes_of(type));
+        std::printf("attention over %ld positions, %s: %6.0f us a layer, %5.1f GB/s\n", kKeys, name_of(type),
+                    time / kLayers * 1e6, bytes / time / 1e9);
+    }
+}
+
+// The kernels between the matrices, on one core and in its caches, each with a copy of its input.
+void bench_rows(const Kernels& kernels) {
+    constexpr int64_t kMost = 11008;
+    const std::vector<float> y(kMost, 0.5f);
+    std::vector<float> x(kMost), scales(kMost);
+    std::vector<int8_t> values(2 * kMost);
+    std::vector<int32_t> sums(kMost);
+    const auto show = [&](const char* name, int64_t n, auto body) {
+        const double time = best_of(9, [&] {
+            for (int i = 0; i < 100; ++i) {
+                std::copy_n(y.data(), n, x.data());  // what is changed in place would shrink to subnormal numbers
+                body();
+            }
+        });
+        std::printf("%-14s of %5ld values: %6.2f us\n", name, n, time * 1e4);
+    };
+    const Vector weight(y.data(), 4096), narrow(y.data(), 1280);
+    show("rms_norm", 4096, [&] { kernels.rms_norm(x.data(), weight, 1e-6f, scales.data()); });
+    show("layer_norm", 1280, [&] { kernels.layer_norm(x.data(), narrow, narrow, 1e-5f, scales.data()); });
+    show("silu_multiply", 11008, [&] { kernels.silu_multiply(x.data(), y.data(), 11008); });
+    show("gelu", 5120, [&] { kernels.gelu(x.data(), 5120); });
+    for (const int planes : {1, 2}) {
+        show(planes == 1 ? "round to 8 bit" : "round to 16", 4096,
+             [&] { kernels.round_inputs(y.data(), 4096, 128, planes, values.data(), scales.data(), sums.data(), 1); });
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -59,6 +106,8 @@ int main(int argc, char** argv) {
     const std::vector<float> wide_scales(size_t{1} << 24, 0.01f);
     const std::vector<uint16_t> half_scales(size_t{1} << 24, 0x2222);  // 0.012
     std::printf("%s, %d threads\nread %.1f GB/s\n", kernels.name, pool.threads(), read_bandwidth(pool) / 1e9);
+    bench_rows(kernels);
+    bench_attention(context);
     struct Shape {
         int64_t n, k;
     };
