@@ -5,8 +5,8 @@ That is measured around every stage, in the same seconds, and the time is given 
 
     first sound          of a spoken answer, from the prompt's last position: 5 text tokens, then patches until the
                          default look-ahead of the codec has what it waits for
-    steady speech        a backbone position, text scores, a patch (11 local steps), its sound: per 160 ms
-    interleaved opening  5 text tokens for every 5 patches: one more position and its text scores per 160 ms
+    steady speech        a backbone position, its text token, a patch (11 local steps), its sound: per 160 ms
+    interleaved opening  5 text tokens for every 5 patches: one more position and its text token per 160 ms
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ HISTORY_FRAMES = 250  # code frames that a stream of sound keeps by itself
 PATCHES = 24  # of steady speech
 OPENING_TOKENS = 5  # of text before the first patch of a spoken answer
 SPEECH = _core.Sampling(True, 0.9, 0, 0.95)  # as every task draws codes
-SPEAKING = ("backbone step", "text head", "patch decoder", "sound of a patch")  # the work of a patch, in its order
+TEXT = _core.Sampling(True, 0.6, 0, 0.95)  # as a spoken answer draws text; random weights' flat scores take longest
+SPEAKING = ("backbone step", "text head", "text token drawn", "patch decoder", "sound of a patch")  # a patch's work
 PLOT_COLUMNS = 60
 
 
@@ -158,7 +159,7 @@ class _Bench:
         seconds = {name: stage.seconds for name, stage in self._stages.items()}
         patch_seconds = self._patch_seconds()
         steady = seconds["speech, a patch"]
-        more = seconds["backbone step"] + seconds["text head"]
+        more = seconds["backbone step"] + seconds["text head"] + seconds["text token drawn"]
         rates = {
             "prefill, positions a second": self._context / seconds["prefill"],
             "RTF, steady speech": steady / patch_seconds,
@@ -211,6 +212,8 @@ class _Bench:
         self._time("backbone step", step, backbone + cached)
         head = "model.embed_tokens" if lm["tie_word_embeddings"] else "lm_head"
         self._time("text head", state.text_logits, self._bytes(re.escape(head) + r"\."))
+        logits = state.text_logits()
+        self._time("text token drawn", lambda: _core.sample(logits, TEXT))
         local = self._bytes(r"local_transformer\.|speech_embeddings_to_local") * (group + max(lm["delay_pattern"]))
         heads = sum(self._bytes(rf"local_transformer_lm_heads\.{k}\.") for k in range(levels)) * group
         local += heads + self._bytes("hidden_states_downcast")
@@ -218,11 +221,11 @@ class _Bench:
 
         def make_text() -> None:
             step(prompt[:, :group])
-            state.text_logits()
+            _core.sample(state.text_logits(), TEXT)
 
         def make_patch() -> None:
             step()
-            state.text_logits()
+            _core.sample(state.text_logits(), TEXT)
             state.decode_patch(SPEECH)
 
         return make_text, make_patch
