@@ -12,7 +12,20 @@ namespace {
 // A part is this share of what a thread would have of the work left: long ones first, which memory streams, and short
 // ones last, so that a thread that falls behind keeps nobody waiting.
 constexpr int64_t kPartsPerThread = 2;
-constexpr int kWatches = 300;  // looks before sleeping, each yielding the processor: together about 100 microseconds
+constexpr int kLooks = 200;    // in a row, some 100 nanoseconds, before the processor is offered to others
+constexpr int kWatches = 300;  // such offers before sleeping: together some 100 microseconds
+
+// True as soon as `done` is; false after some time.
+template <typename Done>
+bool watch(Done done) {
+    for (int i = 0; i < kWatches; ++i) {
+        for (int look = 0; look < kLooks; ++look) {
+            if (done()) return true;
+        }
+        std::this_thread::yield();
+    }
+    return done();
+}
 
 }  // namespace
 
@@ -50,7 +63,7 @@ void Pool::run(int64_t count, int64_t grain, const std::function<void(int64_t, i
     epoch_.notify_all();
     while (take_part()) {
     }
-    for (int i = 0; i < kWatches && unfinished_.load() != 0; ++i) std::this_thread::yield();
+    watch([this] { return unfinished_.load() == 0; });
     for (int64_t left = unfinished_.load(); left != 0; left = unfinished_.load()) unfinished_.wait(left);
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
@@ -78,12 +91,7 @@ void Pool::work() const {
         if (stop_) return;
         while (take_part()) {
         }
-        bool idle = true;
-        for (int i = 0; i < kWatches && idle; ++i) {
-            std::this_thread::yield();
-            idle = epoch_.load() == seen;
-        }
-        if (idle) epoch_.wait(seen);
+        if (!watch([&] { return epoch_.load() != seen; })) epoch_.wait(seen);
     }
 }
 

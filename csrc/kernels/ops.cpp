@@ -9,7 +9,7 @@
 namespace mimo {
 namespace {
 
-constexpr int64_t kInlineWork = 32768;  // multiply-adds below which waking the threads costs more than it saves
+constexpr int64_t kInlineWork = 8192;  // multiply-adds below which waking the threads costs more than it saves
 
 // Rounded inputs lie an odd number of cache lines apart, so that the rows of a tile do not push each other out.
 constexpr int64_t kLine = 64;
