@@ -12,7 +12,7 @@
 namespace mimo {
 namespace {
 
-constexpr int64_t kBytes = int64_t{512} << 20, kPage = 4096;  // twice the largest caches of processors
+constexpr int64_t kBytes = int64_t{512} << 20, kPage = 4096;  // beyond the caches of most processors
 constexpr int kPasses = 4;
 
 // Reads are narrow, so that any processor has registers for them, and asked for so early that it is memory they wait

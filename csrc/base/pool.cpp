@@ -9,8 +9,8 @@
 namespace mimo {
 namespace {
 
-// A part is this share of what a thread would have of the work left: long ones first, which memory streams, and short
-// ones last, so that a thread that falls behind keeps nobody waiting.
+// The work left is thought cut into so many parts a thread, and one of them taken: long ones first, which memory
+// streams, and short ones last, so that a thread that falls behind keeps nobody waiting.
 constexpr int64_t kPartsPerThread = 2;
 constexpr int kLooks = 200;    // in a row, some 100 nanoseconds, before the processor is offered to others
 constexpr int kWatches = 300;  // such offers before sleeping: together some 100 microseconds
