@@ -29,7 +29,7 @@ std::vector<float> noise(int64_t n, uint32_t seed) {
 
 std::vector<Case> cases() {
     std::vector<Case> all;
-    for (const int64_t rows : {1, 2, 7, 13}) {
+    for (const int64_t rows : {1, 2, 7, 13, 25}) {
         for (const int64_t in : {1, 4, 31, 128, 130, 256, 389}) {
             for (const int64_t out : {1, 16, 33, 80}) {
                 for (const int bits : {8, 16}) {

@@ -9,11 +9,10 @@ namespace {
 
 constexpr int32_t kByteOffset = 0;  // dot_i8 sees the weight itself
 
-// sum + (weight + 8) * x over 8 columns: x_low against the low nibbles, x_high against the high ones.
-inline Int dot_i4(Int sum, Int w, Int x_low, Int x_high) {
-    const Int low = w & 0x0F0F0F0F, high = w >> 4 & 0x0F0F0F0F;
-    const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)low, (__m256i)x_low),
-                                           _mm256_maddubs_epi16((__m256i)high, (__m256i)x_high));
+// sum + (weight + 8) * x over 8 columns: x_low against the low nibbles w[0], x_high against the high ones w[1].
+inline Int dot_i4(Int sum, const Int (&w)[2], Int x_low, Int x_high) {
+    const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)w[0], (__m256i)x_low),
+                                           _mm256_maddubs_epi16((__m256i)w[1], (__m256i)x_high));
     return sum + (Int)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 

@@ -10,11 +10,10 @@ namespace {
 
 constexpr int32_t kByteOffset = 0;  // dot_i8 sees the weight itself
 
-// sum + (weight + 8) * x over 8 columns: x_low against the low nibbles, x_high against the high ones.
-inline Int dot_i4(Int sum, Int w, Int x_low, Int x_high) {
-    const Int low = w & 0x0F0F0F0F, high = w >> 4 & 0x0F0F0F0F;
-    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16((__m512i)low, (__m512i)x_low),
-                                           _mm512_maddubs_epi16((__m512i)high, (__m512i)x_high));
+// sum + (weight + 8) * x over 8 columns: x_low against the low nibbles w[0], x_high against the high ones w[1].
+inline Int dot_i4(Int sum, const Int (&w)[2], Int x_low, Int x_high) {
+    const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16((__m512i)w[0], (__m512i)x_low),
+                                           _mm512_maddubs_epi16((__m512i)w[1], (__m512i)x_high));
     return sum + (Int)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
 

@@ -8,11 +8,10 @@ namespace {
 
 constexpr int32_t kByteOffset = 0;  // dot_i8 sees the weight itself
 
-// sum + (weight + 8) * x over 8 columns: x_low against the low nibbles, x_high against the high ones.
-inline Int dot_i4(Int sum, Int w, Int x_low, Int x_high) {
-    const Int low = w & 0x0F0F0F0F, high = w >> 4 & 0x0F0F0F0F;
-    const int32x4_t half = vdotq_s32((int32x4_t)sum, (int8x16_t)low, (int8x16_t)x_low);
-    return (Int)vdotq_s32(half, (int8x16_t)high, (int8x16_t)x_high);
+// sum + (weight + 8) * x over 8 columns: x_low against the low nibbles w[0], x_high against the high ones w[1].
+inline Int dot_i4(Int sum, const Int (&w)[2], Int x_low, Int x_high) {
+    const int32x4_t half = vdotq_s32((int32x4_t)sum, (int8x16_t)w[0], (int8x16_t)x_low);
+    return (Int)vdotq_s32(half, (int8x16_t)w[1], (int8x16_t)x_high);
 }
 
 // sum + (weight + kByteOffset) * x over 4 columns.

@@ -15,9 +15,9 @@ inline Int dot_i8(Int sum, Int w, Int x) {
     return sum + ((pairs << 16) >> 16) + (pairs >> 16);
 }
 
-// sum + (weight + 8) * x over 8 columns: x_low against the low nibbles, x_high against the high ones.
-inline Int dot_i4(Int sum, Int w, Int x_low, Int x_high) {
-    return dot_i8(dot_i8(sum, w & 0x0F0F0F0F, x_low), w >> 4 & 0x0F0F0F0F, x_high);
+// sum + (weight + 8) * x over 8 columns: x_low against the low nibbles w[0], x_high against the high ones w[1].
+inline Int dot_i4(Int sum, const Int (&w)[2], Int x_low, Int x_high) {
+    return dot_i8(dot_i8(sum, w[0], x_low), w[1], x_high);
 }
 
 inline Float load_halves(const uint16_t* p) {

@@ -3,11 +3,14 @@
 //
 // A lane owns one output: 64 bytes of weights are 16 outputs x 4 bytes, met by 4 bytes of one input spread over all
 // lanes. A tile of weight vectors x inputs shares the loads; its size changes nothing in an output's own arithmetic.
+// Before they are multiplied weights are opened, nibbles parted and bytes given their offset: on the way for few
+// inputs, once for many.
 #include "kernels/packed.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <memory>
 
 #include "kernels/cpu/packed_table.h"
 #include "kernels/cpu/vector_types.h"
@@ -33,16 +36,58 @@ inline Int spread(const int8_t* four_bytes) {
     return Int{} + word;
 }
 
+template <DType type>
+constexpr int kParts = type == DType::i4 ? 2 : 1;  // vectors that one of packed weights opens into
+
+template <DType type, int V>
+using Parts = Int[V][kParts<type>];
+
+// B blocks of weights as the bundle has them.
+template <DType type, int B>
+struct PackedBlocks {
+    int64_t chunks;
+    const uint8_t* bytes;
+
+    PackedBlocks(const Matrix& w, int64_t block)
+        : chunks(chunks_of(w)), bytes(static_cast<const uint8_t*>(w.data) + block * chunks * kBlockBytes) {}
+
+    // Chunk k, opened; asks for the one `ahead` of it.
+    void read(int64_t k, int64_t ahead, Parts<type, B * kPieces>& parts) const {
+        for (int v = 0; v < B * kPieces; ++v) {
+            const uint8_t* at = bytes + (v / kPieces * chunks + k) * kBlockBytes + v % kPieces * MIMO_VECTOR_BYTES;
+            const Int packed = load<Int>(at);
+            __builtin_prefetch(at + ahead * kBlockBytes, 0, 2);
+            if constexpr (type == DType::i4) {
+                parts[v][0] = packed & 0x0F0F0F0F;
+                parts[v][1] = packed >> 4 & 0x0F0F0F0F;
+            } else {
+                parts[v][0] = packed ^ kByteOffset * 0x01010101u;
+            }
+        }
+    }
+};
+
+// The same blocks, opened: a chunk of all of them after the other.
+template <DType type, int B>
+struct OpenBlocks {
+    const Parts<type, B * kPieces>* chunks;
+
+    void read(int64_t k, int64_t, Parts<type, B * kPieces>& parts) const {
+        for (int v = 0; v < B * kPieces; ++v) {
+            for (int part = 0; part < kParts<type>; ++part) parts[v][part] = chunks[k][v][part];
+        }
+    }
+};
+
 // One tile: B blocks of rows, the first of them `block`, against C rows of x, the first of them `row`.
-template <DType type, int planes, int B, int C>
-void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, const float* bias, float* y,
-          int64_t y_stride) {
+template <DType type, int planes, int B, int C, typename Blocks>
+void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, Blocks blocks, const float* bias,
+          float* y, int64_t y_stride) {
     constexpr bool nibbles = type == DType::i4;
     constexpr int64_t chunk = nibbles ? 8 : 4;
     constexpr int32_t offset = nibbles ? 8 : kByteOffset;
     constexpr int V = B * kPieces;
     const int64_t chunks = chunks_of(w), groups_of_scales = scale_groups(w);
-    const auto* weights = static_cast<const uint8_t*>(w.data) + block * chunks * kBlockBytes;
     const int8_t* inputs = x.row(row);
     Float total[V][C];
 #pragma GCC unroll 32
@@ -69,21 +114,16 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
             }
         }
         for (int64_t k = begin; k < end; ++k) {
-            Int bytes[V];
-            for (int v = 0; v < V; ++v) {
-                const uint8_t* at =
-                    weights + (v / kPieces * chunks + k) * kBlockBytes + v % kPieces * MIMO_VECTOR_BYTES;
-                bytes[v] = load<Int>(at);
-                __builtin_prefetch(at + ahead * kBlockBytes, 0, 2);
-            }
+            Parts<type, V> weights;
+            blocks.read(k, ahead, weights);
             for (int c = 0; c < C; ++c) {
                 for (int p = 0; p < planes; ++p) {
                     const int8_t* in = inputs + c * x.stride + p * x.cols + k * chunk;
                     for (int v = 0; v < V; ++v) {
                         if constexpr (nibbles) {
-                            dot[v][c][p] = dot_i4(dot[v][c][p], bytes[v], spread(in), spread(in + 4));
+                            dot[v][c][p] = dot_i4(dot[v][c][p], weights[v], spread(in), spread(in + 4));
                         } else {
-                            dot[v][c][p] = dot_i8(dot[v][c][p], bytes[v], spread(in));
+                            dot[v][c][p] = dot_i8(dot[v][c][p], weights[v][0], spread(in));
                         }
                     }
                 }
@@ -123,30 +163,46 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, c
 }
 
 // All rows of x against B blocks, C rows at a time, what is left in tiles of powers of two.
-template <DType type, int planes, int B, int C>
-void rows_of_tiles(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, const float* bias, float* y,
-                   int64_t y_stride) {
-    for (; row + C <= x.rows; row += C) tile<type, planes, B, C>(x, row, w, block, bias, y, y_stride);
+template <DType type, int planes, int B, int C, typename Blocks>
+void rows_of_tiles(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, Blocks blocks,
+                   const float* bias, float* y, int64_t y_stride) {
+    for (; row + C <= x.rows; row += C) tile<type, planes, B, C>(x, row, w, block, blocks, bias, y, y_stride);
     if constexpr (C > 1) {
         constexpr int next = std::bit_floor(C - 1u);
-        if (row < x.rows) rows_of_tiles<type, planes, B, next>(x, row, w, block, bias, y, y_stride);
+        if (row < x.rows) rows_of_tiles<type, planes, B, next>(x, row, w, block, blocks, bias, y, y_stride);
     }
 }
 
 template <DType type, int planes>
 void linear_typed(const RoundedInputs& x, const Matrix& w, const float* bias, int64_t first, int64_t last, float* y,
                   int64_t y_stride) {
+    constexpr int C = kTileInputs / planes;
     int64_t block = first / kBlockRows;
     const int64_t end = (last + kBlockRows - 1) / kBlockRows;
     if (x.rows == 1) {
-        for (; block + kSingleBlocks <= end; block += kSingleBlocks)
-            tile<type, planes, kSingleBlocks, 1>(x, 0, w, block, bias, y, y_stride);
+        for (; block + kSingleBlocks <= end; block += kSingleBlocks) {
+            const PackedBlocks<type, kSingleBlocks> packed(w, block);
+            tile<type, planes, kSingleBlocks, 1>(x, 0, w, block, packed, bias, y, y_stride);
+        }
+    } else if (x.rows < 2 * C) {
+        for (; block + kTileBlocks <= end; block += kTileBlocks) {
+            const PackedBlocks<type, kTileBlocks> packed(w, block);
+            rows_of_tiles<type, planes, kTileBlocks, C>(x, 0, w, block, packed, bias, y, y_stride);
+        }
     } else {
-        for (; block + kTileBlocks <= end; block += kTileBlocks)
-            rows_of_tiles<type, planes, kTileBlocks, kTileInputs / planes>(x, 0, w, block, bias, y, y_stride);
+        const int64_t chunks = chunks_of(w);
+        const auto room = std::make_unique_for_overwrite<Parts<type, kTileBlocks * kPieces>[]>(chunks);
+        for (; block + kTileBlocks <= end; block += kTileBlocks) {
+            const PackedBlocks<type, kTileBlocks> packed(w, block);
+            for (int64_t k = 0; k < chunks; ++k) packed.read(k, kAhead, room[k]);
+            const OpenBlocks<type, kTileBlocks> open{room.get()};
+            rows_of_tiles<type, planes, kTileBlocks, C>(x, 0, w, block, open, bias, y, y_stride);
+        }
     }
-    for (; block < end; ++block)
-        rows_of_tiles<type, planes, 1, kTileInputs / planes>(x, 0, w, block, bias, y, y_stride);
+    for (; block < end; ++block) {
+        const PackedBlocks<type, 1> packed(w, block);
+        rows_of_tiles<type, planes, 1, C>(x, 0, w, block, packed, bias, y, y_stride);
+    }
 }
 
 }  // namespace
