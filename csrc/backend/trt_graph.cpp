@@ -392,7 +392,7 @@ public:
 
     std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap&) override {
         const std::vector<float> silent(static_cast<size_t>(local_dim_));
-        local_->set("start", dims({1, local_dim_}), step == 0 ? local_hidden().data : silent);
+        local_->set("start", dims({1, local_dim_}), step == 0 ? local_hidden().values() : silent);
         local_->set("codes", dims({levels_}), made);
         local_->set_length(step);
         local_->set_mask(step, 1, steps_);  // as wide as the cache: one shape, one recorded graph for all steps
@@ -435,9 +435,7 @@ private:
     static int64_t round_up(int64_t positions) { return (positions + kNarrowest - 1) / kNarrowest * kNarrowest; }
 
     static Array row_of(const Run& run, const char* name, int64_t first, int64_t cols) {
-        Array row(1, cols);
-        row.data = run.floats(name, first, cols);
-        return row;
+        return {1, cols, run.floats(name, first, cols)};
     }
 
     std::shared_ptr<const Engines> engines_;
@@ -474,9 +472,7 @@ public:
         encoder_.start();
         stream_.wait();
         const nvinfer1::Dims made = encoder_.made("hidden");
-        Array hidden(made.d[0], made.d[1]);
-        hidden.data = encoder_.floats("hidden", 0, count_of(made));
-        return hidden;
+        return {made.d[0], made.d[1], encoder_.floats("hidden", 0, count_of(made))};
     }
 
     std::vector<float> decode(const Codes& codes, const Tap&) const override {

@@ -2,7 +2,9 @@
 // bundle, floats or packed integers).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <new>
 #include <span>
 #include <vector>
 
@@ -10,15 +12,53 @@
 
 namespace mimo {
 
+inline constexpr int64_t kLine = 64;  // bytes of a cache line, and of the widest vectors
+
+// A vector on whole cache lines, whose new elements, if no value is given, are what the memory holds.
+template <typename T>
+struct OnLines {
+    using value_type = T;
+
+    OnLines() = default;
+    template <typename U>
+    OnLines(const OnLines<U>&) {}
+
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{kLine})); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{kLine}); }
+    template <typename U>
+    void construct(U* p) noexcept {
+        ::new (static_cast<void*>(p)) U;
+    }
+    bool operator==(const OnLines&) const = default;
+};
+template <typename T>
+using Unfilled = std::vector<T, OnLines<T>>;
+
 // A dense float32 array [rows, cols], row-major: what flows between stages. Time is the row.
 struct Array {
     int64_t rows = 0;
     int64_t cols = 0;
-    std::vector<float> data;
+    Unfilled<float> data;
 
     Array() = default;
-    Array(int64_t rows, int64_t cols) : rows(rows), cols(cols), data(static_cast<size_t>(rows * cols)) {}
+    Array(int64_t rows, int64_t cols) : rows(rows), cols(cols), data(static_cast<size_t>(rows * cols), 0.0f) {}
 
+    Array(int64_t rows, int64_t cols, std::span<const float> values)
+        : rows(rows), cols(cols), data(values.begin(), values.end()) {}
+
+    // For a maker that writes all of it: zeros would cost a twentieth of the codec's time.
+    static Array unfilled(int64_t rows, int64_t cols) {
+        Array x;
+        x.rows = rows;
+        x.cols = cols;
+        x.data.resize(static_cast<size_t>(rows * cols));
+        return x;
+    }
+
+    std::vector<float> values() const { return {data.begin(), data.end()}; }
+    Array part(int64_t first, int64_t count) const {  // rows
+        return {count, cols, {row(first), static_cast<size_t>(count * cols)}};
+    }
     float* row(int64_t i) { return data.data() + i * cols; }
     const float* row(int64_t i) const { return data.data() + i * cols; }
 };

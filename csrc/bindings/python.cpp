@@ -67,9 +67,7 @@ std::span<const float> to_span(const Floats& array, const char* what) {
 
 Array to_array(const Floats& array, const char* what) {
     expect_rank(array, 2, what);
-    Array out(array.shape(0), array.shape(1));
-    std::copy_n(array.data(), array.size(), out.data.begin());
-    return out;
+    return {array.shape(0), array.shape(1), {array.data(), static_cast<size_t>(array.size())}};
 }
 
 Codes to_codes(const Ints& array, const char* what) {
@@ -106,9 +104,9 @@ Positions to_positions(const Ints& ids, const LmConfig& lm) {
 // --- core -> numpy
 // ---------------------------------------------------------------------------------------------------------------
 
-template <typename T>
-py::array_t<T> to_numpy(const std::vector<T>& values, std::vector<py::ssize_t> shape) {
-    py::array_t<T> out(std::move(shape));
+template <typename Values>
+py::array_t<typename Values::value_type> to_numpy(const Values& values, std::vector<py::ssize_t> shape) {
+    py::array_t<typename Values::value_type> out(std::move(shape));
     std::copy(values.begin(), values.end(), out.mutable_data());
     return out;
 }
@@ -487,10 +485,10 @@ void bind_state(py::module_& module) {
                 return in_turn(s.turn(), [&] { return s.restore(bytes); });
             },
             py::arg("saved"))
-        .def("hidden", [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.hidden().data; })); })
+        .def("hidden", [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.hidden().values(); })); })
         .def("text_logits", [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.text_logits(); })); })
         .def("local_hidden",
-             [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.local_hidden().data; })); })
+             [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.local_hidden().values(); })); })
         .def(
             "decode_patch",
             [](State& s, const Sampling& speech, const PyTap& tap, const std::optional<Ints>& forced) {

@@ -36,7 +36,7 @@ Moments group_norm(Array& x, const LayerNorm& norm) {
 
 // The first rows of x, zero rows added if it has fewer.
 Array resized(Array x, int64_t rows) {
-    x.data.resize(static_cast<size_t>(rows * x.cols));
+    x.data.resize(static_cast<size_t>(rows * x.cols), 0.0f);
     x.rows = rows;
     return x;
 }

@@ -15,12 +15,6 @@ const StreamOptions& checked(const StreamOptions& options, const LayersConfig& l
     return options;
 }
 
-Array rows_of(const Array& x, int64_t first, int64_t count) {
-    Array out(count, x.cols);
-    std::copy_n(x.row(first), count * x.cols, out.data.begin());
-    return out;
-}
-
 }  // namespace
 
 DecoderStream::DecoderStream(const CodecDecoder& decoder, const StreamOptions& options)
@@ -44,7 +38,7 @@ std::vector<float> DecoderStream::push(const Context& context, const Array& hidd
     std::vector<float> wav;
     const int64_t block = kBlockFrames * frame_rows_;
     for (int64_t first = 0; first < hidden.rows; first += kPartFrames) {
-        const Array part = rows_of(hidden, first, std::min(kPartFrames, hidden.rows - first));
+        const Array part = hidden.part(first, std::min(kPartFrames, hidden.rows - first));
         const Array coarse = decoder_.coarse(context, part, options_.norm, tails_, layers_);
         waiting_.data.insert(waiting_.data.end(), coarse.data.begin(), coarse.data.end());
         waiting_.rows += coarse.rows;
@@ -58,11 +52,11 @@ std::vector<float> DecoderStream::push(const Context& context, const Array& hidd
 }
 
 void DecoderStream::vocode(const Context& context, int64_t seen, int64_t settled, std::vector<float>& wav) {
-    Array x = rows_of(waiting_, 0, seen);
+    Array x = waiting_.part(0, seen);
     decoder_.vocoder_.append(context, x, settled, vocoder_);
     waiting_.data.erase(waiting_.data.begin(), waiting_.data.begin() + settled * waiting_.cols);
     waiting_.rows -= settled;
-    const Array frames = decoder_.wave_frames(context, decoder_.spectra(context, rows_of(x, 0, settled)));
+    const Array frames = decoder_.wave_frames(context, decoder_.spectra(context, x.part(0, settled)));
     for (int64_t t = 0; t < frames.rows; ++t) join_.push(frames.row(t), wav);
 }
 

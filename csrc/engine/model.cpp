@@ -95,8 +95,7 @@ Array Model::encode_mel(const Array& frames, const Tap& tap) const {
 }
 
 Array Model::encode_segment(const Array& frames, const CodecEncoder::Segment& segment, const Tap& tap) const {
-    Array part(segment.frames, frames.cols);
-    std::copy_n(frames.row(segment.first), part.data.size(), part.data.begin());
+    const Array part = frames.part(segment.first, segment.frames);
     Array made = backend_->encode(part, segment.longest, tap);
     expect_made("hidden", {codec_encoder.code_frames_of(part.rows), config.codec.d_model}, {made.rows, made.cols});
     return made;

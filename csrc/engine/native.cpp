@@ -26,18 +26,16 @@ public:
         cache_.length = first;
         Array all(embeds.rows, embeds.cols);
         for (int64_t begin = 0; begin < embeds.rows; begin += kPrefillRows) {
-            Array part(std::min(kPrefillRows, embeds.rows - begin), embeds.cols);
-            std::copy_n(embeds.row(begin), part.data.size(), part.data.begin());
-            const Array hidden = model_.backbone.append(context, std::move(part), cache_);
+            const int64_t count = std::min(kPrefillRows, embeds.rows - begin);
+            const Array hidden = model_.backbone.append(context, embeds.part(begin, count), cache_);
             std::copy(hidden.data.begin(), hidden.data.end(), all.row(begin));
         }
         tap("backbone.hidden", all);
-        hidden_ = Array(1, all.cols);
-        std::copy_n(all.row(all.rows - 1), all.cols, hidden_.data.begin());
+        hidden_ = all.part(all.rows - 1, 1);
         return hidden_;
     }
 
-    std::vector<float> text_logits() override { return linear(model_.context(), hidden_, model_.text_head).data; }
+    std::vector<float> text_logits() override { return linear(model_.context(), hidden_, model_.text_head).values(); }
 
     Array local_hidden() override { return model_.patch_decoder.enter(model_.context(), hidden_); }
 
@@ -49,7 +47,7 @@ public:
     }
 
     std::vector<float> save() const override {
-        std::vector<float> saved(hidden_.data);
+        std::vector<float> saved = hidden_.values();
         for (const KeyValues& layer : cache_.layers) {
             const size_t at = saved.size();
             saved.resize(at + static_cast<size_t>(layer.saved_size(cache_.length)));
@@ -63,8 +61,7 @@ public:
         int64_t expected = width;
         for (const KeyValues& layer : cache_.layers) expected += layer.saved_size(length);
         expect_made("saved floats", {expected}, {static_cast<int64_t>(saved.size())});
-        hidden_ = Array(1, width);
-        std::copy_n(saved.data(), width, hidden_.data.begin());
+        hidden_ = Array(1, width, saved.first(static_cast<size_t>(width)));
         const float* from = saved.data() + width;
         for (KeyValues& layer : cache_.layers) {
             layer.load(length, from);

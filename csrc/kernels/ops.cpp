@@ -11,9 +11,6 @@ namespace {
 
 constexpr int64_t kInlineWork = 8192;  // multiply-adds below which waking the threads costs more than it saves
 
-// Rounded inputs lie an odd number of cache lines apart, so that the rows of a tile do not push each other out.
-constexpr int64_t kLine = 64;
-
 constexpr int64_t kBlocksAtOnce = 4;  // blocks of weight rows that the kernels take side by side for one input
 
 constexpr int64_t kPointwiseGrain = 2048;  // values of an activation function that are worth a thread
@@ -40,6 +37,7 @@ public:
           group_(input_group(w)),
           groups_((w.cols + group_ - 1) / group_),
           planes_(w.activation_bits / 8),
+          // an odd number of cache lines: the rows of a tile do not push each other out
           stride_(((planes_ * cols_ + kLine - 1) / kLine | 1) * kLine),
           values_(static_cast<size_t>(rows * stride_)),
           scales_(static_cast<size_t>(rows * groups_)),
@@ -62,9 +60,9 @@ private:
     int64_t rows_, cols_, group_, groups_;
     int planes_;
     int64_t stride_;
-    std::vector<int8_t> values_;
-    std::vector<float> scales_;
-    std::vector<int32_t> sums_;
+    Unfilled<int8_t> values_;
+    Unfilled<float> scales_;
+    Unfilled<int32_t> sums_;
 };
 
 void expect_inputs(const Linear& layer, int64_t cols) {
@@ -92,7 +90,7 @@ std::vector<Array> linears(const Context& context, const float* x, int64_t rows,
             {layer, w.packed() ? &rounded.back() : nullptr, blocks, (w.rows + kBlockRows - 1) / kBlockRows});
         blocks += parts.back().blocks;
         work += rows * w.rows * w.cols;
-        outs.emplace_back(rows, w.rows);
+        outs.push_back(Array::unfilled(rows, w.rows));
     }
     context.pool.run(blocks, work < kInlineWork ? blocks : kBlocksAtOnce, [&](int64_t begin, int64_t end) {
         for (size_t i = 0; i < parts.size(); ++i) {
@@ -131,7 +129,7 @@ std::vector<Array> linear(const Context& context, const Array& x, std::initializ
 }
 
 Array layer_norm(const Context& context, const Array& x, const LayerNorm& norm) {
-    Array y(x.rows, x.cols);
+    Array y = Array::unfilled(x.rows, x.cols);
     context.pool.run(x.rows, grain_for(x.rows, x.cols), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             context.kernels.layer_norm(x.row(i), norm.weight, norm.bias, kLayerNormEps, y.row(i));
@@ -141,7 +139,7 @@ Array layer_norm(const Context& context, const Array& x, const LayerNorm& norm) 
 }
 
 Array rms_norm(const Context& context, const Array& x, Vector weight, float eps) {
-    Array y(x.rows, x.cols);
+    Array y = Array::unfilled(x.rows, x.cols);
     context.pool.run(x.rows, grain_for(x.rows, x.cols), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) context.kernels.rms_norm(x.row(i), weight, eps, y.row(i));
     });
@@ -247,17 +245,16 @@ void get(const int8_t* x, int64_t step, int64_t n, const uint16_t* scale, float*
 
 KeyValues::KeyValues(int64_t heads, int64_t head_dim, int64_t capacity, DType type)
     : heads_(heads), head_dim_(head_dim), capacity_((capacity + kLanes - 1) / kLanes * kLanes), type_(type) {
-    // calloc: zero pages that the system backs only when they are written
     size_t positions = 0, bytes = 0;
     if (capacity < 0 || __builtin_mul_overflow(heads_, std::max(capacity_, kLanes), &positions) ||
         __builtin_mul_overflow(positions, head_dim_ * bytes_of(type), &bytes)) {
         throw DeviceError(message("attention cache: expected room for a sensible number of positions, got ", capacity));
     }
     const size_t scales = type == DType::i8 ? positions * sizeof(uint16_t) : 1;
-    keys_.reset(std::calloc(bytes, 1));
-    values_.reset(std::calloc(bytes, 1));
-    key_scales_.reset(std::calloc(scales, 1));
-    value_scales_.reset(std::calloc(scales, 1));
+    keys_ = Zeros(bytes);
+    values_ = Zeros(bytes);
+    key_scales_ = Zeros(scales);
+    value_scales_ = Zeros(scales);
     if (!keys_ || !values_ || !key_scales_ || !value_scales_) {
         throw DeviceError(message("attention cache: expected ", 2 * (bytes + scales),
                                   " bytes of memory, got none; use a smaller context"));
@@ -268,9 +265,8 @@ template <typename Body>
 void KeyValues::visit(int64_t head, Body body) const {
     const auto as = [&]<typename Element>(Element*) {
         const int64_t offset = head * capacity_ * head_dim_, scale = type_ == DType::i8 ? head * capacity_ : 0;
-        body(Rows<Element>{static_cast<Element*>(keys_.get()) + offset, static_cast<Element*>(values_.get()) + offset,
-                           static_cast<uint16_t*>(key_scales_.get()) + scale,
-                           static_cast<uint16_t*>(value_scales_.get()) + scale});
+        body(Rows<Element>{keys_.as<Element>() + offset, values_.as<Element>() + offset,
+                           key_scales_.as<uint16_t>() + scale, value_scales_.as<uint16_t>() + scale});
     };
     if (type_ == DType::f32) {
         as(static_cast<float*>(nullptr));
@@ -364,7 +360,7 @@ Array attention(const Context& context, const Array& q, const KeyValues& cache, 
     const int64_t heads = q.cols / head_dim;
     int64_t keys = 0;
     for (const KeyRange& range : ranges) keys = std::max(keys, range.end);
-    Array out(q.rows, q.cols);
+    Array out = Array::unfilled(q.rows, q.cols);
     const auto scratch_size = static_cast<size_t>(8 * (keys + 2 * kLanes));
     if (q.rows == 1) {  // the heads that share keys are the queries of one call, and the keys are read once
         const int64_t sharing = heads / cache.heads();

@@ -85,8 +85,22 @@ public:
     AttentionHead head(int64_t index) const;
 
 private:
-    struct Free {
-        void operator()(void* p) const { std::free(p); }
+    // Zero pages, on whole cache lines, that the system backs only when they are written; none where there is no room.
+    class Zeros {
+    public:
+        Zeros() = default;
+        explicit Zeros(size_t bytes) : block_(std::calloc(bytes + kLine, 1)) {}
+        explicit operator bool() const { return block_ != nullptr; }
+        template <typename T>
+        T* as() const {
+            return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(block_.get()) + kLine - 1) / kLine * kLine);
+        }
+
+    private:
+        struct Free {
+            void operator()(void* p) const { std::free(p); }
+        };
+        std::unique_ptr<void, Free> block_;
     };
 
     // A head's memory; the scales mean nothing but for i8.
@@ -104,9 +118,9 @@ private:
 
     int64_t heads_, head_dim_, capacity_;
     DType type_;
-    std::unique_ptr<void, Free> keys_;                       // [heads, capacity / kLanes, head_dim, kLanes]
-    std::unique_ptr<void, Free> values_;                     // [heads, capacity, head_dim]
-    std::unique_ptr<void, Free> key_scales_, value_scales_;  // bfloat16 [heads, capacity]
+    Zeros keys_;                       // [heads, capacity / kLanes, head_dim, kLanes]
+    Zeros values_;                     // [heads, capacity, head_dim]
+    Zeros key_scales_, value_scales_;  // bfloat16 [heads, capacity]
 };
 
 // q [n, heads * head_dim], query i over keys ranges[i]; heads is a multiple of the cache's (each serves consecutive

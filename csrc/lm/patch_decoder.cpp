@@ -43,7 +43,7 @@ std::vector<std::vector<float>> PatchDecoder::step(const Context& context, int64
     context.tap("patch_decoder.hidden", {hidden.cols}, hidden.data.data());
     std::vector<std::vector<float>> scores(heads_.size());
     for (size_t level = 0; level < scores.size(); ++level) {
-        if (frame_at(lm_, step, level) >= 0) scores[level] = linear(context, hidden, heads_[level]).data;
+        if (frame_at(lm_, step, level) >= 0) scores[level] = linear(context, hidden, heads_[level]).values();
     }
     return scores;
 }

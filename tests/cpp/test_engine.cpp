@@ -75,10 +75,8 @@ TEST(streamed_sound_has_every_sample) {
     StreamingDecoder decoder(30, 6);
     size_t samples = 0;
     for (int64_t first = 0; first < hidden.rows; first += 7) {
-        Array chunk(std::min<int64_t>(7, hidden.rows - first), hidden.cols);
-        std::copy_n(hidden.row(first), chunk.data.size(), chunk.data.begin());
-        const auto pieces =
-            decoder.push(model->context(), model->codec_decoder, {std::move(chunk)}, first + 7 >= hidden.rows);
+        const Array chunk = hidden.part(first, std::min<int64_t>(7, hidden.rows - first));
+        const auto pieces = decoder.push(model->context(), model->codec_decoder, {chunk}, first + 7 >= hidden.rows);
         if (pieces[0]) samples += pieces[0]->size();
     }
     CHECK_EQ(static_cast<int64_t>(samples), hidden.rows * model->codec_decoder.samples_per_frame());
@@ -117,8 +115,7 @@ TEST(a_decoder_stream_is_the_offline_decode_of_its_policy) {
     DecoderStream stream(model->codec_decoder, options);
     std::vector<float> made;
     for (int64_t first = 0; first < hidden.rows; first += 3) {
-        Array chunk(std::min<int64_t>(3, hidden.rows - first), hidden.cols);
-        std::copy_n(hidden.row(first), chunk.data.size(), chunk.data.begin());
+        const Array chunk = hidden.part(first, std::min<int64_t>(3, hidden.rows - first));
         const auto more = stream.push(model->context(), chunk, first + 3 >= hidden.rows);
         made.insert(made.end(), more.begin(), more.end());
     }

@@ -60,16 +60,12 @@ std::vector<float> run_attention(const Kernels& kernels, int64_t n, int64_t dim,
     const Pool pool(1);
     const Context context = {pool, kernels};
     KeyValues cache(1, dim, n);
-    Array k(n, dim), v(n, dim);
-    k.data = noise(n * dim, 1);
-    v.data = noise(n * dim, 2);
-    cache.write(context, 0, k, v);
-    Array q(n - first_query, dim);
+    cache.write(context, 0, Array(n, dim, noise(n * dim, 1)), Array(n, dim, noise(n * dim, 2)));
     const auto all = noise(n * dim, 3);
-    std::copy(all.begin() + first_query * dim, all.end(), q.data.begin());
+    const Array q(n - first_query, dim, std::span(all).subspan(static_cast<size_t>(first_query * dim)));
     std::vector<KeyRange> ranges;
     for (int64_t i = first_query; i < n; ++i) ranges.push_back({std::max<int64_t>(0, i - 40), i + 1});
-    return attention(context, q, cache, ranges).data;
+    return attention(context, q, cache, ranges).values();
 }
 
 }  // namespace
@@ -109,8 +105,7 @@ TEST(linear_of_many_rows_equals_each_row_alone) {
 
 TEST(linear_does_not_depend_on_threads) {
     const int64_t rows = 5, in = 1024, out = 301;
-    Array x(rows, in);
-    x.data = noise(rows * in, 1);
+    const Array x(rows, in, noise(rows * in, 1));
     const auto w = noise(out * in, 3);
     const Linear layer = {{w.data(), out, in, DType::f32}, {}};
     const Pool one(1), three(3);

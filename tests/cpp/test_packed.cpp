@@ -61,10 +61,10 @@ std::vector<float> run(const Kernels& kernels, const Case& c, const Packed& w, c
                        int threads = 1) {
     const Pool pool(threads);
     const std::vector<float> bias = noise(c.out, 5);
-    return linear({pool, kernels}, x.data(), c.rows, c.in, Linear{w.view(), bias}).data;
+    return linear({pool, kernels}, x.data(), c.rows, c.in, Linear{w.view(), bias}).values();
 }
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+bool same_bits(std::span<const float> a, std::span<const float> b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
@@ -111,9 +111,9 @@ Array kept(Array x, DType type, int64_t dim) {
 
 TEST(attention_on_a_smaller_cache_is_that_on_rounded_keys_and_values) {
     const int64_t n = 53, heads = 4, shared = 2, dim = 24;
-    Array k(n, shared * dim), v(n, shared * dim), q(n, heads * dim), last(1, heads * dim);
-    k.data = noise(n * shared * dim, 1), v.data = noise(n * shared * dim, 2), q.data = noise(n * heads * dim, 3);
-    std::copy_n(q.row(n - 1), q.cols, last.row(0));
+    Array k(n, shared * dim, noise(n * shared * dim, 1)), v(n, shared * dim, noise(n * shared * dim, 2));
+    const Array q(n, heads * dim, noise(n * heads * dim, 3));
+    const Array last(1, q.cols, {q.row(n - 1), static_cast<size_t>(q.cols)});
     std::fill_n(k.row(5), shared * dim, 0.0f);
     for (int64_t i = 0; i < v.cols; ++i) v.row(7)[i] *= 1e6f, v.row(9)[i] *= 1e-6f;  // as far as halves reach
     std::vector<KeyRange> ranges;

@@ -20,12 +20,6 @@ double distance(const Array& a, const Array& b) {
     return size > 0 ? std::sqrt(difference / size) : difference;
 }
 
-Array rows_of(const Array& x, int64_t first, int64_t count) {
-    Array out(count, x.cols);
-    std::copy_n(x.row(first), count * x.cols, out.data.begin());
-    return out;
-}
-
 struct Both {
     tiny::Model model;
     Pool pool{1};
@@ -49,9 +43,7 @@ LayersConfig config(int64_t count, bool causal, int64_t left, int64_t right) {
 }
 
 Array input(int64_t rows) {
-    Array x(rows, 20);
-    x.data = on_device::noise(rows * x.cols, 9);
-    return x;
+    return {rows, 20, on_device::noise(rows * 20, 9)};
 }
 
 void compare(const LayersConfig& c, tiny::Format format, double tolerance) {
@@ -84,7 +76,7 @@ TEST(device_codec_layers_do_not_depend_on_parts) {
         Array made(0, all.cols);
         for (int64_t first = 0; first < total; first += part) {
             const int64_t settled = std::min(part, total - first), seen = std::min(settled + ahead, total - first);
-            Array x = rows_of(all, first, seen);
+            Array x = all.part(first, seen);
             both.there.append(both.context, x, settled, memory);
             made.data.insert(made.data.end(), x.data.begin(), x.data.begin() + settled * x.cols);
             made.rows += settled;
@@ -104,13 +96,12 @@ TEST(device_codec_sequences_of_different_sizes_live_side_by_side) {  // a small 
                                .right = 0,
                                .rope_theta = 10000};
     const Both both(wide, {});
-    Array large(30, wide.dim);
-    large.data = on_device::noise(large.rows * large.cols, 9);
-    Array expected = large, small = rows_of(large, 0, 2);
+    Array large(30, wide.dim, on_device::noise(30 * wide.dim, 9));
+    Array expected = large, small = large.part(0, 2);
     both.here.run(both.context, expected, "");
     LayersMemory of_large = both.there.memory(20, 30), of_small = both.there.memory(20, 2);
     both.there.append(both.context, small, 2, of_small);
     both.there.append(both.context, large, 30, of_large);
     CHECK(distance(large, expected) <= 2e-5);
-    CHECK(distance(small, rows_of(expected, 0, 2)) <= 2e-5);
+    CHECK(distance(small, expected.part(0, 2)) <= 2e-5);
 }

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kSizes[] = {1, 31, 32, 33, 257};
 
-bool close(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
+bool close(std::span<const float> a, std::span<const float> b, float tolerance) {
     if (a.size() != b.size()) return false;
     for (size_t i = 0; i < a.size(); ++i) {
         if (!(std::abs(a[i] - b[i]) <= tolerance * (1 + std::abs(b[i])))) return false;
@@ -56,9 +56,7 @@ std::vector<float> device_linear(const Matrix& source, const std::vector<float>&
 std::vector<float> core_linear(const Matrix& w, const std::vector<float>& x, int64_t rows,
                                const std::vector<float>& bias) {
     const Pool pool(1);
-    Array in(rows, w.cols);
-    in.data = x;
-    return linear({pool, plain_kernels()}, in, {w, bias}).data;
+    return linear({pool, plain_kernels()}, Array(rows, w.cols, x), {w, bias}).values();
 }
 
 std::vector<uint8_t> e4m3_bytes(int64_t n, uint32_t seed) {
@@ -232,10 +230,10 @@ TEST(device_attention_equals_its_twin) {
         }
         // The core: earlier keys and values are noise.
         KeyValues cache(c.kv_heads, c.dim, capacity);
-        Array old_keys(c.before, c.kv_heads * c.dim), old_values(c.before, c.kv_heads * c.dim), input(c.rows, hidden);
-        old_keys.data = noise(c.before * c.kv_heads * c.dim, 11);
-        old_values.data = noise(c.before * c.kv_heads * c.dim, 12);
-        input.data = x;
+        const int64_t width = c.kv_heads * c.dim;
+        const Array old_keys(c.before, width, noise(c.before * width, 11));
+        const Array old_values(c.before, width, noise(c.before * width, 12));
+        const Array input(c.rows, hidden, x);
         cache.write(context, 0, old_keys, old_values);
         const Rope rope(c.before, c.rows, c.dim, 10000), all(0, total, c.dim, 10000);
         Array q = linear(context, input, {sources[0], bias_views[0]}),
@@ -260,7 +258,7 @@ TEST(device_attention_equals_its_twin) {
         }
         const Slabs slabs(sources, order, std::ssize(order));
         const Buffer<float> device_keys(keys), device_values(values), xs(x), bias(gpu::in_order(bias_views, order));
-        const Buffer<float> cosine(all.cosine.data), sine(all.sine.data);
+        const Buffer<float> cosine(all.cosine.values()), sine(all.sine.values());
         const Buffer<float> queries(c.rows * c.heads * c.dim, NAN), out(c.rows * c.heads * c.dim, NAN);
         const Buffer<float> parts(c.rows * c.heads * (capacity / 64) * (c.dim + 2), NAN);
         const Buffer<uint32_t> done(c.kv_heads);

@@ -28,11 +28,10 @@ public:
         cache_.length = first;
         const Positions positions = {{tokens.begin(), tokens.end()}, {codes.begin(), codes.end()}};
         const Array all = backbone_.append(context(), encoder_(context(), positions, speech_), cache_);
-        hidden_ = Array(1, all.cols);
-        std::copy_n(all.row(all.rows - 1), all.cols, hidden_.data.begin());
+        hidden_ = all.part(all.rows - 1, 1);
         return hidden_;
     }
-    std::vector<float> text_logits() override { return linear(context(), hidden_, head_).data; }
+    std::vector<float> text_logits() override { return linear(context(), hidden_, head_).values(); }
     Array local_hidden() override { return decoder_.enter(context(), hidden_); }
     std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap&) override {
         if (step == 0) patch_cache_.length = 0;
@@ -82,7 +81,7 @@ std::shared_ptr<Sequence> device_sequence(const tiny::Model& model, int64_t capa
     return std::make_shared<gpu::CudaSequence>(model.config(), weights, device, capacity);
 }
 
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
+double distance(std::span<const float> a, std::span<const float> b) {
     if (a.size() != b.size()) return NAN;
     double difference = 0, size = 0;
     for (size_t i = 0; i < a.size(); ++i) {

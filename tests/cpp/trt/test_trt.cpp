@@ -327,14 +327,14 @@ TEST(trt_reads_prompts_in_runs_and_then_one_by_one) {
     Prompt prompt(300);   // three runs of at most 128
     prompt.codes[1] = 7;  // level 1 of the first code frame
     Array hidden = sequence->append(0, prompt.tokens, prompt.codes, {});
-    CHECK(hidden.data == (std::vector<float>{300, 14}));
+    CHECK(hidden.data == (Unfilled<float>{300, 14}));
     const Prompt one(1, 2);
     for (int i = 1; i <= 4; ++i) hidden = sequence->append(299 + i, one.tokens, one.codes, {});
-    CHECK(hidden.data == (std::vector<float>{308, 14}));
+    CHECK(hidden.data == (Unfilled<float>{308, 14}));
     CHECK(sequence->text_logits() == (std::vector<float>{0, 308, 616, 924, 1232}));
     CHECK(sequence->local_hidden().data == hidden.data);
     hidden = sequence->append(10, one.tokens, one.codes, {});  // a rewind: what came after is not seen
-    CHECK(hidden.data == (std::vector<float>{12, 14}));
+    CHECK(hidden.data == (Unfilled<float>{12, 14}));
 }
 
 TEST(trt_decodes_by_a_recorded_graph_and_allocates_nothing) {
@@ -369,7 +369,7 @@ TEST(trt_codec_stages) {
     const auto backend = open_tensorrt(engines());
     Array mel(5, 3);
     mel.row(4)[0] = 9;
-    CHECK(backend->encode(mel, 5, {}).data == (std::vector<float>{0, 0, 0, 0, 0, 0, 0, 0, 9, 0}));
+    CHECK(backend->encode(mel, 5, {}).data == (Unfilled<float>{0, 0, 0, 0, 0, 0, 0, 0, 9, 0}));
     CHECK(backend->encode(mel, 6, {}).data[1] == 3);
     Codes codes(2, 3);
     codes.at(1, 2) = 8;
