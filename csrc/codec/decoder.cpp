@@ -54,40 +54,42 @@ CodecDecoder::ConvTranspose CodecDecoder::read_conv(const Weights& weights, int6
     return layer;
 }
 
-CodecDecoder::CodecDecoder(const CodecConfig& config, const Weights& weights, const LayersDevice* device)
-    : config_(config),
-      layers_({.count = config.decoder_layers,
-               .dim = config.d_model,
-               .heads = config.decoder_attention_heads,
-               .ffn_dim = config.decoder_ffn_dim,
-               .causal = config.decoder_causal,
-               .left = config.decoder_attn_window_size[0],
-               .right = config.decoder_attn_window_size[1],
-               .rope_theta = config.rope_theta},
+CodecDecoder::CodecDecoder(const Config& config, const Weights& weights, const LayersDevice* device)
+    : config_(config.codec),
+      layers_({.count = config_.decoder_layers,
+               .dim = config_.d_model,
+               .heads = config_.decoder_attention_heads,
+               .ffn_dim = config_.decoder_ffn_dim,
+               .causal = config_.decoder_causal,
+               .left = config_.decoder_attn_window_size[0],
+               .right = config_.decoder_attn_window_size[1],
+               .rope_theta = config_.rope_theta,
+               .cache = config.quantization ? config.quantization->stream_cache() : DType::f32},
               weights, device),
-      norm_(read_layer_norm(weights, "layer_norm", config.d_model)),
-      dconv2_(read_conv(weights.under("dconv2"), config.d_model, config.n_mels, config.decoder_kernel_size,
-                        config.decoder_stride_size)),
-      vocoder_({.count = config.vocoder_num_layers,
-                .dim = config.vocoder_dim,
-                .heads = config.vocoder_attention_heads,
-                .ffn_dim = config.vocoder_intermediate_dim,
+      norm_(read_layer_norm(weights, "layer_norm", config_.d_model)),
+      dconv2_(read_conv(weights.under("dconv2"), config_.d_model, config_.n_mels, config_.decoder_kernel_size,
+                        config_.decoder_stride_size)),
+      vocoder_({.count = config_.vocoder_num_layers,
+                .dim = config_.vocoder_dim,
+                .heads = config_.vocoder_attention_heads,
+                .ffn_dim = config_.vocoder_intermediate_dim,
                 .causal = false,
-                .left = config.vocoder_attn_window_size[0],
-                .right = config.vocoder_attn_window_size[1],
-                .rope_theta = config.rope_theta},
+                .left = config_.vocoder_attn_window_size[0],
+                .right = config_.vocoder_attn_window_size[1],
+                .rope_theta = config_.rope_theta,
+                .cache = config.quantization ? config.quantization->stream_cache() : DType::f32},
                weights.under("vocoder"), device),
-      vocoder_norm_(read_layer_norm(weights.under("vocoder"), "layer_norm", config.vocoder_dim)),
-      fft_(config.nfft),
-      window_(hann_window(config.nfft)) {
-    if (config.avg_pooler > 1) {
-        dconv1_ =
-            read_conv(weights.under("dconv1"), config.d_model, config.d_model, config.avg_pooler, config.avg_pooler);
+      vocoder_norm_(read_layer_norm(weights.under("vocoder"), "layer_norm", config_.vocoder_dim)),
+      fft_(config_.nfft),
+      window_(hann_window(config_.nfft)) {
+    if (config_.avg_pooler > 1) {
+        dconv1_ = read_conv(weights.under("dconv1"), config_.d_model, config_.d_model, config_.avg_pooler,
+                            config_.avg_pooler);
     }
     const Weights vocoder = weights.under("vocoder");
-    vocoder_in_ = {vocoder.matrix("embeddings.weight", {config.vocoder_dim, config.n_mels}), {}};
-    head_ = {vocoder.matrix("head.out.weight", {config.nfft + 2, config.vocoder_dim}),
-             vocoder.vector("head.out.bias", config.nfft + 2)};
+    vocoder_in_ = {vocoder.matrix("embeddings.weight", {config_.vocoder_dim, config_.n_mels}), {}};
+    head_ = {vocoder.matrix("head.out.weight", {config_.nfft + 2, config_.vocoder_dim}),
+             vocoder.vector("head.out.bias", config_.nfft + 2)};
 }
 
 // The transposed convolution alone: x [T, in] -> [(T - 1) * stride + kernel, out].

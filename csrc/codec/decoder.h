@@ -33,7 +33,7 @@ struct StreamOptions {
 
 class CodecDecoder {
 public:
-    CodecDecoder(const CodecConfig& config, const Weights& weights, const LayersDevice* device = nullptr);
+    CodecDecoder(const Config& config, const Weights& weights, const LayersDevice* device = nullptr);
 
     int64_t samples_per_frame() const { return config_.samples_per_code_frame(); }
 

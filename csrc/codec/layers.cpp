@@ -85,7 +85,7 @@ LayersMemory Layers::memory(int64_t left, int64_t rows) const {
     // Old keys are dropped kLanes or more at a time, and only when the room ends: a quarter more makes that rare.
     const int64_t capacity = left + left / 4 + rows + 2 * kLanes;
     for (int64_t i = 0; i < config_.count; ++i)
-        memory.layers.emplace_back(config_.heads, config_.dim / config_.heads, capacity);
+        memory.layers.emplace_back(config_.heads, config_.dim / config_.heads, capacity, config_.cache);
     return memory;
 }
 

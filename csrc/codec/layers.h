@@ -17,6 +17,7 @@ struct LayersConfig {
     bool causal;
     int64_t left, right;  // a position sees [i - left, i + right]; -1: unlimited
     double rope_theta;
+    DType cache = DType::f32;  // what keys and values of a sequence in parts are kept as
 };
 
 LayerNorm read_layer_norm(const Weights& weights, const std::string& name, int64_t dim);

@@ -67,7 +67,7 @@ Model::Model(const std::filesystem::path& folder, const OpenOptions& options)
       backbone(backbone_config(config.lm), bundle_.lm().under("model")),
       text_head(text_head_of(config.lm, bundle_.lm())),
       patch_decoder(config, bundle_.lm()),
-      codec_decoder(config.codec, bundle_.codec().under("decoder"), backend_->layers_device()) {
+      codec_decoder(config, bundle_.codec().under("decoder"), backend_->layers_device()) {
     bundle_.check_all_used();
     if (tokenizer.size() > config.lm.vocab_size) {
         throw BundleError(
