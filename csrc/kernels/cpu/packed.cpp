@@ -205,6 +205,41 @@ void linear_typed(const RoundedInputs& x, const Matrix& w, const float* bias, in
     }
 }
 
+// One group of n inputs, zeros up to `filled`; `low` is written if there are two planes. fixed: n, if it is known.
+template <int planes, int64_t fixed = 0>
+void round_group(const float* in, int64_t n, int64_t filled, int8_t* high, int8_t* low, float& scale, int32_t& sum) {
+    using Byte = int8_t __attribute__((vector_size(kWidth)));
+    if constexpr (fixed) n = filled = fixed;
+    const auto at = [&](int64_t k) { return k + kWidth <= n ? load<Float>(in + k) : load_part<Float>(in + k, n - k); };
+    const auto put = [&](const Byte& bytes, int8_t* to, int64_t k) {
+        if (k + kWidth <= filled) {
+            std::memcpy(to + k, &bytes, sizeof(bytes));
+        } else {
+            std::memcpy(to + k, &bytes, static_cast<size_t>(filled - k));
+        }
+    };
+    constexpr float steps = planes == 1 ? 127.0f : 16256.0f;
+    const Float magic = Float{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+    Int most_bits = {};                         // of |x|; NaN is above infinity is above every number
+    for (int64_t k = 0; k < n; k += kWidth) {
+        const Int bits = std::bit_cast<Int>(at(k)) & 0x7FFFFFFF;
+        most_bits = bits > most_bits ? bits : most_bits;
+    }
+    const float most = std::bit_cast<float>(fold<int32_t>(most_bits, [](auto a, auto b) { return a > b ? a : b; }));
+    scale = std::isfinite(most) ? (most < kSmallestInput ? 0.0f : most / steps) : NAN;
+    const float inverse = scale > 0 ? steps / most : 0.0f;
+    Int total = {};
+    for (int64_t k = 0; k < filled; k += kWidth) {
+        const Float input = inverse > 0 && k < n ? at(k) : Float{};
+        const Int q = std::bit_cast<Int>(input * inverse + magic) - std::bit_cast<Int>(magic);
+        const Int upper = planes == 1 ? q : (q + 64) >> 7;
+        put(__builtin_convertvector(upper, Byte), high, k);
+        if (planes == 2) put(__builtin_convertvector(q - (upper << 7), Byte), low, k);
+        total += q;
+    }
+    sum = fold<int32_t>(total, [](auto a, auto b) { return a + b; });
+}
+
 }  // namespace
 
 namespace MIMO_ISA {
@@ -227,41 +262,13 @@ void linear_packed(const RoundedInputs& x, const Matrix& w, const float* bias, i
 
 void round_inputs(const float* x, int64_t cols, int64_t group, int planes, int8_t* values, float* scales, int32_t* sums,
                   int64_t step) {
-    using Byte = int8_t __attribute__((vector_size(kWidth)));
     const int64_t padded = (cols + kInputPadding - 1) / kInputPadding * kInputPadding;
-    const float steps = planes == 1 ? 127.0f : 16256.0f;
-    const Float magic = Float{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
-    for (int64_t first = 0; first < cols; first += group) {
+    const auto round = planes == 1 ? round_group<1> : round_group<2>;
+    const auto round_usual = planes == 1 ? round_group<1, kInputGroup> : round_group<2, kInputGroup>;
+    for (int64_t first = 0, g = 0; first < cols; first += group, g += step) {
         const int64_t n = std::min(cols - first, group), filled = std::min(padded - first, group);
-        const int64_t g = first / group * step;
-        const float* in = x + first;
-        const auto at = [&](int64_t k) {
-            return k + kWidth <= n ? load<Float>(in + k) : load_part<Float>(in + k, n - k);
-        };
-        Int most_bits = {};  // of |x|; NaN is above infinity is above every number
-        for (int64_t k = 0; k < n; k += kWidth) {
-            const Int bits = std::bit_cast<Int>(at(k)) & 0x7FFFFFFF;
-            most_bits = bits > most_bits ? bits : most_bits;
-        }
-        const int32_t bits = fold<int32_t>(most_bits, [](auto a, auto b) { return a > b ? a : b; });
-        const float most = std::bit_cast<float>(bits);
-        scales[g] = std::isfinite(most) ? (most < kSmallestInput ? 0.0f : most / steps) : NAN;
-        const float inverse = scales[g] > 0 ? steps / most : 0.0f;
-        Int sum = {};
-        for (int64_t k = 0; k < filled; k += kWidth) {
-            const Float input = inverse > 0 && k < n ? at(k) : Float{};
-            const Int q = std::bit_cast<Int>(input * inverse + magic) - std::bit_cast<Int>(magic);
-            const Int high = planes == 1 ? q : (q + 64) >> 7;
-            const Byte bytes = __builtin_convertvector(high, Byte);
-            const auto count = static_cast<size_t>(std::min(kWidth, filled - k));
-            std::memcpy(values + first + k, &bytes, count);
-            if (planes == 2) {
-                const Byte low = __builtin_convertvector(q - (high << 7), Byte);
-                std::memcpy(values + padded + first + k, &low, count);
-            }
-            sum += q;
-        }
-        sums[g] = fold<int32_t>(sum, [](auto a, auto b) { return a + b; });
+        const auto of = n == kInputGroup && filled == n ? round_usual : round;
+        of(x + first, n, filled, values + first, values + padded + first, scales[g], sums[g]);
     }
 }
 
