@@ -89,7 +89,7 @@ private:
     class Zeros {
     public:
         Zeros() = default;
-        explicit Zeros(size_t bytes) : block_(std::calloc(bytes + kLine, 1)) {}
+        explicit Zeros(size_t bytes) : block_(std::calloc(bytes / kLine + 2, kLine)) {}
         explicit operator bool() const { return block_ != nullptr; }
         template <typename T>
         T* as() const {
