@@ -51,6 +51,8 @@ struct PackedBlocks {
     PackedBlocks(const Matrix& w, int64_t block)
         : chunks(chunks_of(w)), bytes(static_cast<const uint8_t*>(w.data) + block * chunks * kBlockBytes) {}
 
+    void begin(int64_t) {}
+
     // Chunk k, opened; asks for the one `ahead` of it.
     void read(int64_t k, int64_t ahead, Parts<type, B * kPieces>& parts) const {
         for (int v = 0; v < B * kPieces; ++v) {
@@ -67,12 +69,17 @@ struct PackedBlocks {
     }
 };
 
-// The same blocks, opened: a chunk of all of them after the other.
+// The same blocks, opened: a chunk of all of them after the other. The first B tiles that read them ask for the blocks
+// that will be opened next.
 template <DType type, int B>
 struct OpenBlocks {
     const Parts<type, B * kPieces>* chunks;
+    PackedBlocks<type, B> next;
+
+    void begin(int64_t tile) { next.bytes += std::min<int64_t>(tile, B - 1) * next.chunks * kBlockBytes; }
 
     void read(int64_t k, int64_t, Parts<type, B * kPieces>& parts) const {
+        __builtin_prefetch(next.bytes + k * kBlockBytes, 0, 2);
         for (int v = 0; v < B * kPieces; ++v) {
             for (int part = 0; part < kParts<type>; ++part) parts[v][part] = chunks[k][v][part];
         }
@@ -89,6 +96,7 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, B
     constexpr int V = B * kPieces;
     const int64_t chunks = chunks_of(w), groups_of_scales = scale_groups(w);
     const int8_t* inputs = x.row(row);
+    blocks.begin(row / C);
     Float total[V][C];
 #pragma GCC unroll 32
     for (int v = 0; v < V; ++v) {  // `= {}` becomes a slow string instruction
@@ -195,7 +203,8 @@ void linear_typed(const RoundedInputs& x, const Matrix& w, const float* bias, in
         for (; block + kTileBlocks <= end; block += kTileBlocks) {
             const PackedBlocks<type, kTileBlocks> packed(w, block);
             for (int64_t k = 0; k < chunks; ++k) packed.read(k, kAhead, room[k]);
-            const OpenBlocks<type, kTileBlocks> open{room.get()};
+            const int64_t after = std::min(block + kTileBlocks, end - kTileBlocks);
+            const OpenBlocks<type, kTileBlocks> open{room.get(), {w, after}};
             rows_of_tiles<type, planes, kTileBlocks, C>(x, 0, w, block, open, bias, y, y_stride);
         }
     }
