@@ -8,9 +8,10 @@ The first rule whose pattern (shell wildcards) fits a tensor's name decides; wha
 do vectors, codebooks and transposed convolutions. weights: int8, int4, fp8 or float. activations: bits of the inputs of
 that matrix, 16 (default) or 8. A negative number of a layer of the backbone counts from its end, as in
 "model.layers.-1.*". kv: how the backbone's keys and values are kept, f16 (default), f32 or int8, a scale for every
-head and position; a stream of sound keeps its own as f16, unless kv is f32. method: gptq corrects rounding by what calibration heard; rtn only rounds. smooth: SmoothQuant's
-alpha, 0 to 1 (smoothing.py). static: graphs round the 8-bit inputs of int8 and fp8 matrices too, by one fixed scale
-that calibration measured (the core rounds those of int8 and int4, by a scale a row found on the way).
+head and position; a stream of sound keeps its own as f16, unless kv is f32. method: gptq corrects rounding by what
+calibration heard; rtn only rounds. smooth: SmoothQuant's alpha, 0 to 1 (smoothing.py). static: graphs round the 8-bit
+inputs of int8 and fp8 matrices too, by one fixed scale that calibration measured (the core rounds those of int8 and
+int4, by a scale a row found on the way).
 """
 
 from __future__ import annotations

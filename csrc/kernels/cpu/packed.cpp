@@ -51,7 +51,7 @@ struct PackedBlocks {
     PackedBlocks(const Matrix& w, int64_t block)
         : chunks(chunks_of(w)), bytes(static_cast<const uint8_t*>(w.data) + block * chunks * kBlockBytes) {}
 
-    void begin(int64_t) {}
+    void begin(int64_t) {}  // a tile, the n-th of those that read these blocks
 
     // Chunk k, opened; asks for the one `ahead` of it.
     void read(int64_t k, int64_t ahead, Parts<type, B * kPieces>& parts) const {
@@ -69,7 +69,7 @@ struct PackedBlocks {
     }
 };
 
-// The same blocks, opened: a chunk of all of them after the other. The first B tiles that read them ask for the blocks
+// The same blocks, opened: a chunk of all of them after the other. Each of the first B tiles asks for one of the blocks
 // that will be opened next.
 template <DType type, int B>
 struct OpenBlocks {
