@@ -63,6 +63,13 @@ struct Array {
     const float* row(int64_t i) const { return data.data() + i * cols; }
 };
 
+// The first rows of x, zero rows added if it has fewer.
+inline Array resized(Array x, int64_t rows) {
+    x.data.resize(static_cast<size_t>(rows * x.cols), 0.0f);
+    x.rows = rows;
+    return x;
+}
+
 // RVQ indices [levels, frames], row-major: code of level k in code frame t.
 struct Codes {
     int64_t levels = 0;

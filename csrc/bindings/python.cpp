@@ -111,7 +111,7 @@ py::array_t<typename Values::value_type> to_numpy(const Values& values, std::vec
     return out;
 }
 
-py::array_t<float> to_numpy(const std::vector<float>& values) {
+py::array_t<float> to_numpy(std::span<const float> values) {
     return to_numpy(values, {static_cast<py::ssize_t>(values.size())});
 }
 py::array_t<float> to_numpy(const Array& array) {
@@ -485,10 +485,10 @@ void bind_state(py::module_& module) {
                 return in_turn(s.turn(), [&] { return s.restore(bytes); });
             },
             py::arg("saved"))
-        .def("hidden", [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.hidden().values(); })); })
+        .def("hidden", [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.hidden().data; })); })
         .def("text_logits", [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.text_logits(); })); })
         .def("local_hidden",
-             [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.local_hidden().values(); })); })
+             [](const State& s) { return to_numpy(in_turn(s.turn(), [&] { return s.local_hidden().data; })); })
         .def(
             "decode_patch",
             [](State& s, const Sampling& speech, const PyTap& tap, const std::optional<Ints>& forced) {

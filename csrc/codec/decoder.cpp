@@ -34,13 +34,6 @@ Moments group_norm(Array& x, const LayerNorm& norm) {
     return moments;
 }
 
-// The first rows of x, zero rows added if it has fewer.
-Array resized(Array x, int64_t rows) {
-    x.data.resize(static_cast<size_t>(rows * x.cols), 0.0f);
-    x.rows = rows;
-    return x;
-}
-
 }  // namespace
 
 CodecDecoder::ConvTranspose CodecDecoder::read_conv(const Weights& weights, int64_t in, int64_t out, int64_t kernel,
@@ -64,7 +57,7 @@ CodecDecoder::CodecDecoder(const Config& config, const Weights& weights, const L
                .left = config_.decoder_attn_window_size[0],
                .right = config_.decoder_attn_window_size[1],
                .rope_theta = config_.rope_theta,
-               .cache = config.quantization ? config.quantization->stream_cache() : DType::f32},
+               .cache = config.stream_cache()},
               weights, device),
       norm_(read_layer_norm(weights, "layer_norm", config_.d_model)),
       dconv2_(read_conv(weights.under("dconv2"), config_.d_model, config_.n_mels, config_.decoder_kernel_size,
@@ -77,7 +70,7 @@ CodecDecoder::CodecDecoder(const Config& config, const Weights& weights, const L
                 .left = config_.vocoder_attn_window_size[0],
                 .right = config_.vocoder_attn_window_size[1],
                 .rope_theta = config_.rope_theta,
-                .cache = config.quantization ? config.quantization->stream_cache() : DType::f32},
+                .cache = config.stream_cache()},
                weights.under("vocoder"), device),
       vocoder_norm_(read_layer_norm(weights.under("vocoder"), "layer_norm", config_.vocoder_dim)),
       fft_(config_.nfft),
@@ -200,8 +193,7 @@ Array CodecDecoder::up_part(const Context& context, const Array& x, const ConvTr
         float* target = y.row(t * layer.stride);
         for (int64_t i = 0; i < layer.kernel * out; ++i) target[i] += taps.row(t)[i];
     }
-    tail.rows = Array(overlap, out);
-    std::copy_n(y.row(x.rows * layer.stride), overlap * out, tail.rows.data.begin());
+    tail.rows = y.part(x.rows * layer.stride, overlap);
     y = resized(std::move(y), x.rows * layer.stride);
 
     const bool frozen = std::isinf(weight_frames);

@@ -17,13 +17,6 @@ Array conv(const Context& context, const Array& x, const Linear& layer, int64_t 
     return linear(context, padded.data.data(), frames, stride * x.cols, layer);
 }
 
-// Rows [first, first + count) of x; rows past the end are zero.
-Array slice(const Array& x, int64_t first, int64_t count) {
-    Array out(count, x.cols);
-    std::copy_n(x.row(first), std::min(count, x.rows - first) * x.cols, out.data.begin());
-    return out;
-}
-
 }  // namespace
 
 std::vector<std::vector<int64_t>> group_segments(const std::vector<int64_t>& lengths, int64_t most) {
@@ -93,13 +86,13 @@ Array CodecEncoder::operator()(const Context& context, const Array& mel, int64_t
         throw InputError(message("encoder: expected at least ", 2 * (config_.kernel_size - 2 * kConvPadding) - 1,
                                  " mel frames, got ", mel.rows, "; the recording is too short"));
     }
-    Array x = conv(context, slice(mel, 0, std::min(longest, mel.rows + reach)), conv1_, 1);
+    Array x = conv(context, resized(mel, std::min(longest, mel.rows + reach)), conv1_, 1);
     context.tap("codec_encoder.conv1", x);
     gelu(context, x);
     x = conv(context, x, conv2_, config_.stride_size);
     context.tap("codec_encoder.conv2", x);
     gelu(context, x);
-    x = slice(x, 0, frames);
+    x = resized(std::move(x), frames);
 
     const auto skip = layers_.run(context, x, "codec_encoder", config_.encoder_skip_layer_id);
     if (skip) add(context, x, *skip);
@@ -114,7 +107,7 @@ Array CodecEncoder::operator()(const Context& context, const Array& mel, int64_t
 // upstream's un-packing index repeats it.
 Array CodecEncoder::pool(const Context& context, const Array& x, int64_t longest) const {
     const int64_t windows = (x.rows + config_.avg_pooler - 1) / config_.avg_pooler;
-    Array padded = slice(x, 0, windows * config_.avg_pooler);
+    Array padded = resized(x, windows * config_.avg_pooler);
     for (int64_t i = x.rows; i < std::min(longest, padded.rows); ++i)
         std::copy_n(x.row(x.rows - 1), x.cols, padded.row(i));
     Array pooled = linear(context, padded.data.data(), windows, config_.avg_pooler * x.cols, pool_);

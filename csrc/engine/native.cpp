@@ -7,15 +7,11 @@ namespace {
 
 constexpr int64_t kPrefillRows = 120;  // positions computed at once, tiles of 12: more take memory anew in each layer
 
-DType cache_type(const Config& config) {
-    return config.quantization ? config.quantization->cache : DType::f32;
-}
-
 class NativeSequence final : public Sequence {
 public:
     NativeSequence(const Model& model, int64_t capacity)
         : model_(model),
-          cache_(model.backbone.config(), capacity, cache_type(model.config)),
+          cache_(model.backbone.config(), capacity, model.config.cache()),
           patch_cache_(model.patch_decoder.make_cache()) {}
 
     Array append(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes,

@@ -66,7 +66,6 @@ struct Quantization {
     std::string recipe;
     int64_t group;             // columns that share a scale in 4-bit weights
     DType cache = DType::f32;  // "kv": what the backbone's keys and values are kept as: f32, f16 or i8
-    DType stream_cache() const { return cache == DType::f32 ? DType::f32 : DType::f16; }  // and the codec's
     std::vector<std::pair<std::string, int>> activation_bits;  // tensor name prefix -> 8 or 16
 
     int activation_bits_of(const std::string& tensor) const;  // the longest prefix wins; none: 16
@@ -83,6 +82,10 @@ struct Config {
     static Config parse(const Json& bundle);
 
     int64_t segment_frames() const;  // mel frames the codec encodes at once
+
+    // What keys and values are kept as: the backbone's, and those of a stream of sound.
+    DType cache() const { return quantization ? quantization->cache : DType::f32; }
+    DType stream_cache() const { return cache() == DType::f32 ? DType::f32 : DType::f16; }
 };
 
 }  // namespace mimo

@@ -153,9 +153,9 @@ class _Bench:
         self._past = np.tile(self._codes, (1, HISTORY_FRAMES // group + 1))  # after it every patch costs the same
 
     def report(self, opened: float) -> Report:
-        make_text, make_patch = self._language_model()
+        draw, make_text, make_patch = self._language_model()
         self._sound()
-        self._speech(make_text, make_patch)
+        self._speech(draw, make_text, make_patch)
         seconds = {name: stage.seconds for name, stage in self._stages.items()}
         patch_seconds = self._patch_seconds()
         steady = seconds["speech, a patch"]
@@ -184,8 +184,8 @@ class _Bench:
         frame = c["hop_length"] * c["stride_size"] * c["avg_pooler"] / c["sampling_rate"]
         return float(self._lm["group_size"] * frame)
 
-    def _language_model(self) -> tuple[Callable[..., None], Callable[[], None]]:
-        """Return what makes one more text token, and what makes one more patch."""
+    def _language_model(self) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+        """Return what draws a text token, what reads one before it does, and what reads a patch and makes the next."""
         lm, model = self._lm, self._model
         group, levels = lm["group_size"], lm["audio_channels"]
         if self._context >= lm["max_position_embeddings"]:
@@ -219,17 +219,19 @@ class _Bench:
         local += heads + self._bytes("hidden_states_downcast")
         self._time("patch decoder", lambda: state.decode_patch(SPEECH), local)
 
-        def make_text(first: bool = False) -> None:
-            if not first:  # the first token follows from the prompt
-                step(prompt[:, :group])
+        def draw() -> None:
             _core.sample(state.text_logits(), TEXT)
+
+        def make_text() -> None:
+            step(prompt[:, :group])
+            draw()
 
         def make_patch() -> None:
             step()
-            _core.sample(state.text_logits(), TEXT)
+            draw()
             state.decode_patch(SPEECH)
 
-        return make_text, make_patch
+        return draw, make_text, make_patch
 
     def _sound(self) -> None:
         model, stream = self._model, self._stream()
@@ -240,10 +242,13 @@ class _Bench:
         heard = self._time("codec encoder", lambda: model.encode(wave), runs=3)
         self._time("codec decoder", lambda: model.decode(heard), runs=3)
 
-    def _speech(self, make_text: Callable[..., None], make_patch: Callable[[], None]) -> None:
+    def _speech(
+        self, draw: Callable[[], None], make_text: Callable[[], None], make_patch: Callable[[], None]
+    ) -> None:
         def first_sound() -> None:
-            for i in range(OPENING_TOKENS):
-                make_text(first=i == 0)
+            draw()  # the first token follows from the prompt
+            for _ in range(OPENING_TOKENS - 1):
+                make_text()
             make_patch()
             stream = self._stream()
             while len(stream.push(self._codes, False)) == 0:
