@@ -170,14 +170,13 @@ void tile(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, B
     }
 }
 
-// All rows of x against B blocks, C rows at a time, what is left in tiles of powers of two.
+// All rows of x against B blocks, C rows at a time, what is left in one tile too: weights are read as seldom as can be.
 template <DType type, int planes, int B, int C, typename Blocks>
 void rows_of_tiles(const RoundedInputs& x, int64_t row, const Matrix& w, int64_t block, Blocks blocks,
                    const float* bias, float* y, int64_t y_stride) {
     for (; row + C <= x.rows; row += C) tile<type, planes, B, C>(x, row, w, block, blocks, bias, y, y_stride);
     if constexpr (C > 1) {
-        constexpr int next = std::bit_floor(C - 1u);
-        if (row < x.rows) rows_of_tiles<type, planes, B, next>(x, row, w, block, blocks, bias, y, y_stride);
+        if (row < x.rows) rows_of_tiles<type, planes, B, C - 1>(x, row, w, block, blocks, bias, y, y_stride);
     }
 }
 
