@@ -11,6 +11,10 @@ std::string text_of(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
+Array Sequence::look(int64_t) {
+    throw DeviceError("look: expected a backend that reads ahead, got one that does not");
+}
+
 std::vector<float> Sequence::save() const {
     throw DeviceError("save: expected a backend that can save a conversation, got one that cannot; prefill it anew");
 }

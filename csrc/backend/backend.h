@@ -26,6 +26,12 @@ public:
     virtual Array append(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes,
                          const Tap& tap) = 0;
 
+    // For hardware that reads several positions in the time of one: how many may be read on a guess behind one that is
+    // certain, and `look`, by which the position `back` before the last becomes the last one read, as far as what
+    // follows goes. back: below the count of the last append, and at most most_ahead().
+    virtual int64_t most_ahead() const { return 0; }
+    virtual Array look(int64_t back);  // -> its hidden [1, hidden_size]
+
     // Of the last position read.
     virtual std::vector<float> text_logits() = 0;  // [vocab_size]
     virtual Array local_hidden() = 0;              // [1, local_dim], the patch decoder's first input

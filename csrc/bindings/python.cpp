@@ -448,12 +448,12 @@ void bind_state(py::module_& module) {
         .def_property_readonly("capacity", &State::capacity)
         .def(
             "prefill",
-            [](State& s, const Ints& ids, const PyTap& tap) {
+            [](State& s, const Ints& ids, const PyTap& tap, const std::vector<int32_t>& guesses) {
                 const Positions positions = to_positions(ids, s.model().config.lm);
                 const Tap listener = to_tap(tap);
-                in_turn(s.turn(), [&] { s.prefill(positions, listener); });
+                in_turn(s.turn(), [&] { s.prefill(positions, listener, guesses); });
             },
-            py::arg("ids"), py::arg("tap") = py::none())
+            py::arg("ids"), py::arg("tap") = py::none(), py::arg("guesses") = std::vector<int32_t>{})
         .def(
             "rewind", [](State& s, int64_t length) { in_turn(s.turn(), [&] { s.rewind(length); }); }, py::arg("length"))
         .def("ids",
@@ -531,13 +531,13 @@ void bind_state(py::module_& module) {
     py::class_<Generation>(module, "Generation")
         .def(py::init([](const std::shared_ptr<State>& state, const Ints& ids, const Sampling& text,
                          const Sampling& speech, const std::vector<int32_t>& stop, int64_t max_new, int64_t min_new,
-                         bool guard) {
-                 GenerationOptions options = {{text, speech, stop}, max_new, min_new, guard};
+                         bool guard, const std::vector<int32_t>& script) {
+                 GenerationOptions options = {{text, speech, stop}, max_new, min_new, guard, script};
                  return std::make_unique<Generation>(state, to_positions(ids, state->model().config.lm),
                                                      std::move(options));
              }),
              py::arg("state"), py::arg("ids"), py::arg("text"), py::arg("speech"), py::arg("stop"), py::arg("max_new"),
-             py::arg("min_new") = 0, py::arg("guard") = true)
+             py::arg("min_new") = 0, py::arg("guard") = true, py::arg("script") = std::vector<int32_t>{})
         .def(
             "next",
             [](Generation& g, const PyTap& tap) -> py::object {

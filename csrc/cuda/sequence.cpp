@@ -126,8 +126,8 @@ Array CudaSequence::append(int64_t first, std::span<const int32_t> tokens, std::
                            const Tap& tap) {
     const auto count = std::ssize(tokens);
     Array all(tap ? count : 0, config_.lm.hidden_size);
-    for (int64_t begin = 0; begin < count; begin += kMaxRows) {
-        const int64_t n = std::min<int64_t>(kMaxRows, count - begin);
+    int64_t n = (count - 1) % kMaxRows + 1;  // the last launch is a full one, for `look`
+    for (int64_t begin = 0; begin < count; begin += n, n = kMaxRows) {
         read_rows(first + begin, tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(n)),
                   codes.subspan(static_cast<size_t>(begin * width_), static_cast<size_t>(n * width_)));
         if (tap) {
@@ -138,7 +138,15 @@ Array CudaSequence::append(int64_t first, std::span<const int32_t> tokens, std::
         }
     }
     tap("backbone.hidden", all);
-    return hidden_of(request_.as<Request>()->rows - 1, 1);
+    read_ = request_.as<Request>()->rows;
+    return hidden_of(read_ - 1, 1);
+}
+
+Array CudaSequence::look(int64_t back) {
+    auto& request = *request_.as<Request>();
+    request.rows = read_ - static_cast<int32_t>(back);
+    send();
+    return hidden_of(request.rows - 1, 1);
 }
 
 void CudaSequence::read_rows(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes) {

@@ -16,6 +16,8 @@ public:
 
     Array append(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes,
                  const Tap& tap) override;
+    int64_t most_ahead() const override { return kMaxRows - 1; }
+    Array look(int64_t back) override;
     std::vector<float> text_logits() override;
     Array local_hidden() override;
     std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap& tap) override;
@@ -64,6 +66,7 @@ private:
     int32_t scores_ready_ = 0;  // jobs of a local step up to its scores
 
     HostMemory request_, reply_;
+    int32_t read_ = 0;  // rows of the last launch, guesses included; request_ holds those that count
 };
 
 class CudaBackend final : public Backend {

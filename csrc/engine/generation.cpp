@@ -24,14 +24,21 @@ bool repeats_itself(const Positions& positions, const LmConfig& lm) {
 }
 
 Generation::Generation(std::shared_ptr<State> state, Positions prompt, GenerationOptions options)
-    : state_(std::move(state)), unread_(std::move(prompt)), options_(std::move(options)) {
+    : state_(std::move(state)),
+      unread_(std::move(prompt)),
+      script_(options.script, state_->model().config.tokens),
+      options_(std::move(options)) {
     if (options_.max_new < 1)
         throw InputError(message("generate: expected at least 1 new position, got ", options_.max_new));
     const int64_t vocabulary = state_->model().config.lm.vocab_size;
-    for (const int32_t token : options_.task.stop) {
-        if (token < 0 || token >= vocabulary)
-            throw InputError(message("generate: expected stop tokens from 0 to ", vocabulary - 1, ", got ", token));
-    }
+    const auto expect_known = [&](const char* what, std::span<const int32_t> tokens) {
+        for (const int32_t token : tokens) {
+            if (token < 0 || token >= vocabulary)
+                throw InputError(message("generate: expected ", what, " from 0 to ", vocabulary - 1, ", got ", token));
+        }
+    };
+    expect_known("stop tokens", options_.task.stop);
+    expect_known("tokens of a script", options_.script);
 }
 
 std::optional<Generation::Step> Generation::next(const Tap& tap) {
@@ -40,7 +47,8 @@ std::optional<Generation::Step> Generation::next(const Tap& tap) {
         ending_ = Ending::cancelled;
         return {};
     }
-    state_->prefill(unread_, tap);
+    for (const int32_t token : unread_.tokens) script_.follow(token);
+    state_->prefill(unread_, tap, script_.due());
     const Config& config = state_->model().config;
     const Task& task = options_.task;
     const bool may_stop = reply_.count() >= options_.min_new;

@@ -6,15 +6,17 @@
 #include <optional>
 
 #include "engine/state.h"
+#include "lm/script.h"
 #include "lm/task.h"
 
 namespace mimo {
 
 struct GenerationOptions {
     Task task;
-    int64_t max_new = 0;  // positions; the reply also ends where the context does
-    int64_t min_new = 0;  // positions before a stop token may come
-    bool guard = true;    // end a reply that repeats itself (repeats_itself below)
+    int64_t max_new = 0;               // positions; the reply also ends where the context does
+    int64_t min_new = 0;               // positions before a stop token may come
+    bool guard = true;                 // end a reply that repeats itself (repeats_itself below)
+    std::vector<int32_t> script = {};  // text that the reply probably reads aloud: it comes sooner, and is no other
 };
 
 enum class Ending : uint8_t { none, stop_token, max_length, guard, cancelled };
@@ -25,7 +27,7 @@ bool repeats_itself(const Positions& positions, const LmConfig& lm);
 
 class Generation {
 public:
-    // Throws InputError if max_new is below 1 or a stop token is not in the vocabulary.
+    // Throws InputError if max_new is below 1, or a stop token or one of the script is not in the vocabulary.
     Generation(std::shared_ptr<State> state, Positions prompt, GenerationOptions options);
 
     struct Step {
@@ -47,6 +49,7 @@ public:
 private:
     std::shared_ptr<State> state_;
     Positions unread_;  // the prompt, then the last position made
+    Script script_;
     Positions reply_;
     GenerationOptions options_;
     std::atomic<bool> cancelled_{false};

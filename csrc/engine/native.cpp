@@ -6,6 +6,7 @@ namespace mimo {
 namespace {
 
 constexpr int64_t kPrefillRows = 120;  // positions computed at once, tiles of 12: more take memory anew in each layer
+constexpr int64_t kMostAhead = 11;     // with the position before them one tile: memory is waited for once
 
 class NativeSequence final : public Sequence {
 public:
@@ -27,13 +28,29 @@ public:
             std::copy(hidden.data.begin(), hidden.data.end(), all.row(begin));
         }
         tap("backbone.hidden", all);
-        hidden_ = all.part(all.rows - 1, 1);
-        return hidden_;
+        const int64_t kept = std::min(all.rows, kMostAhead + 1);
+        last_ = all.part(all.rows - kept, kept);
+        logits_ = {};
+        return look(0);
     }
 
-    std::vector<float> text_logits() override { return linear(model_.context(), hidden_, model_.text_head).values(); }
+    int64_t most_ahead() const override { return kMostAhead; }
 
-    Array local_hidden() override { return model_.patch_decoder.enter(model_.context(), hidden_); }
+    Array look(int64_t back) override {
+        back_ = back;
+        return hidden();
+    }
+
+    std::vector<float> text_logits() override {
+        if (logits_.rows <= back_) {  // of the guesses that follow too: the head's weights are read once
+            Array made = linear(model_.context(), last_.part(last_.rows - 1 - back_, back_ + 1), model_.text_head);
+            if (back_ == 0) return made.values();
+            logits_ = std::move(made);
+        }
+        return logits_.part(logits_.rows - 1 - back_, 1).values();
+    }
+
+    Array local_hidden() override { return model_.patch_decoder.enter(model_.context(), hidden()); }
 
     std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made, const Tap& tap) override {
         if (step == 0) patch_cache_.length = 0;
@@ -43,11 +60,12 @@ public:
     }
 
     std::vector<float> save() const override {
-        std::vector<float> saved = hidden_.values();
+        std::vector<float> saved = hidden().values();
+        const int64_t length = cache_.length - back_;
         for (const KeyValues& layer : cache_.layers) {
             const size_t at = saved.size();
-            saved.resize(at + static_cast<size_t>(layer.saved_size(cache_.length)));
-            layer.save(cache_.length, saved.data() + at);
+            saved.resize(at + static_cast<size_t>(layer.saved_size(length)));
+            layer.save(length, saved.data() + at);
         }
         return saved;
     }
@@ -57,7 +75,9 @@ public:
         int64_t expected = width;
         for (const KeyValues& layer : cache_.layers) expected += layer.saved_size(length);
         expect_made("saved floats", {expected}, {static_cast<int64_t>(saved.size())});
-        hidden_ = Array(1, width, saved.first(static_cast<size_t>(width)));
+        last_ = Array(1, width, saved.first(static_cast<size_t>(width)));
+        logits_ = {};
+        back_ = 0;
         const float* from = saved.data() + width;
         for (KeyValues& layer : cache_.layers) {
             layer.load(length, from);
@@ -67,9 +87,13 @@ public:
     }
 
 private:
+    Array hidden() const { return last_.part(last_.rows - 1 - back_, 1); }
+
     const Model& model_;
     KvCache cache_, patch_cache_;
-    Array hidden_;
+    Array last_;        // hidden states of the last positions of the last append
+    Array logits_;      // of the last of them
+    int64_t back_ = 0;  // how many of them are guesses
 };
 
 }  // namespace

@@ -36,7 +36,7 @@ State::State(std::shared_ptr<const Model> model, uint64_t seed, uint32_t stream,
       capacity_(capacity_of(model_->config.lm, context)),
       sequence_(model_->backend().sequence(capacity_)) {}
 
-void State::prefill(const Positions& positions, const Tap& tap) {
+void State::prefill(const Positions& positions, const Tap& tap, std::span<const int32_t> guesses) {
     if (positions.count() == 0) throw InputError("prompt: expected at least one position, got none");
     if (length() + positions.count() > capacity_) {
         throw InputError(message("prompt: expected at most ", capacity_,
@@ -45,7 +45,22 @@ void State::prefill(const Positions& positions, const Tap& tap) {
     }
     check(positions, model_->config);
     hidden_ = {};
-    Array last = sequence_->append(length(), positions.tokens, positions.codes, tap);
+    const int32_t token = positions.tokens.front();
+    const bool known = positions.count() == 1 && !guessed_.empty() && guessed_.front() == token;
+    Array last;
+    if (known && token != model_->config.tokens.empty && !tap) {
+        guessed_.erase(guessed_.begin());
+        last = sequence_->look(std::ssize(guessed_));
+    } else {
+        guessed_.clear();
+        const int64_t room = std::min(sequence_->most_ahead(), capacity_ - length() - positions.count());
+        Positions all = positions;
+        for (const int32_t guess : guesses.first(tap ? 0 : std::min(guesses.size(), static_cast<size_t>(room))))
+            append(all, guess, nullptr, model_->config.lm);
+        last = sequence_->append(length(), all.tokens, all.codes, tap);
+        guessed_.assign(all.tokens.begin() + positions.count(), all.tokens.end());
+        if (!guessed_.empty()) last = sequence_->look(std::ssize(guessed_));
+    }
     expect_made("hidden", {1, model_->config.lm.hidden_size}, {last.rows, last.cols});
     hidden_ = std::move(last);
     append(positions_, positions);
@@ -57,6 +72,7 @@ void State::rewind(int64_t length) {
     }
     positions_.tokens.resize(static_cast<size_t>(length));
     positions_.codes.resize(static_cast<size_t>(length * codes_of_position()));
+    guessed_.clear();
     hidden_ = {};
 }
 
@@ -137,6 +153,7 @@ std::string State::restore(std::span<const char> bytes) {
     check(positions, model_->config);
     sequence_->load(floats, count);
     positions_ = std::move(positions);
+    guessed_.clear();
     hidden_ = Array(1, model_->config.lm.hidden_size);
     std::copy_n(floats.begin(), std::min(floats.size(), hidden_.data.size()), hidden_.data.begin());
     return note;

@@ -26,8 +26,9 @@ public:
     std::recursive_mutex& turn() const { return turn_; }
 
     // Reads more positions. Throws InputError, and changes nothing, if they are none, do not fit or hold unknown tokens
-    // or codes.
-    void prefill(const Positions& positions, const Tap& tap = {});
+    // or codes. guesses: text tokens that probably come next. A backend that can reads them on the way, while nobody
+    // taps, and reading the next position then costs nothing if it is the first of them; no result depends on them.
+    void prefill(const Positions& positions, const Tap& tap = {}, std::span<const int32_t> guesses = {});
 
     // Forgets all positions from `length` on. prefill must follow.
     void rewind(int64_t length);
@@ -66,7 +67,8 @@ private:
     int64_t capacity_;
     std::shared_ptr<Sequence> sequence_;
     Positions positions_;
-    Array hidden_;  // of the last position; empty before the first and after a rewind
+    std::vector<int32_t> guessed_;  // text tokens that the sequence has read after them
+    Array hidden_;                  // of the last position; empty before the first and after a rewind
 };
 
 }  // namespace mimo

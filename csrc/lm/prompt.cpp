@@ -7,9 +7,6 @@
 namespace mimo {
 namespace {
 
-constexpr int64_t kStreamTokens = 5;  // upstream StreamingInputSegment: text tokens, then patches, in turn
-constexpr int64_t kStreamPatches = 5;
-
 constexpr std::string_view kUser = "<|im_start|>user\n";
 constexpr std::string_view kAssistant = "<|im_start|>assistant\n";
 constexpr std::string_view kSystem = "<|im_start|>system\n";

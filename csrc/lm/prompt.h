@@ -11,6 +11,10 @@
 
 namespace mimo {
 
+// Of a spoken message: text tokens, then patches, in turn. Upstream: StreamingInputSegment.
+inline constexpr int64_t kStreamTokens = 5;
+inline constexpr int64_t kStreamPatches = 5;
+
 // One message of a dialogue. A user speaks or writes; an assistant writes, or speaks and writes at once.
 struct Turn {
     bool user = true;

@@ -38,7 +38,7 @@ class Answer:
             positions = request.ids.shape[1] // engine.facts.group
             state = _core.State(engine.core, options.seed, stream, min(engine.facts.context, positions + limit))
         self._core = _core.Generation(
-            state, request.ids, text, speech, stop, limit, options.min_new_tokens, guard=not engine.parity
+            state, request.ids, text, speech, stop, limit, options.min_new_tokens, not engine.parity, request.script
         )
 
     def cancel(self) -> None:

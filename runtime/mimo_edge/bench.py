@@ -4,9 +4,11 @@ A step of the backbone or of the patch decoder reads each of its weights once, s
 That is measured around every stage, in the same seconds, and the time is given as a share of it.
 
     first sound          of a spoken answer, from the prompt's last position: 5 text tokens, then patches until the
-                         default look-ahead of the codec has what it waits for
+                         default look-ahead of the codec has what it waits for; of a text read aloud, whose tokens are
+                         read together with that position, because they are known
     steady speech        a backbone position, its text token, a patch (11 local steps), its sound: per 160 ms
-    interleaved opening  5 text tokens for every 5 patches: one more position and its text token per 160 ms
+    interleaved opening  5 text tokens for every 5 patches: one more position and its text token per 160 ms; of a text
+                         read aloud, one pass over 6 positions in the place of each fifth
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,8 +38,6 @@ SOUND_SECONDS = 8  # of the codec's offline stages
 HISTORY_FRAMES = 250  # code frames that a stream of sound keeps by itself
 PATCHES = 24  # of steady speech
 OPENING_TOKENS = 5  # of text before the first patch of a spoken answer
-SPEECH = _core.Sampling(True, 0.9, 0, 0.95)  # as every task draws codes
-TEXT = _core.Sampling(True, 0.6, 0, 0.95)  # as a spoken answer draws text; random weights' flat scores take longest
 SPEAKING = ("backbone step", "text head", "text token drawn", "patch decoder", "sound of a patch")  # a patch's work
 PLOT_COLUMNS = 60
 
@@ -136,6 +136,17 @@ def measure(folder: Path, threads: int, context: int) -> Report:
         return _Bench(model, folder, context).report(opened)
 
 
+class _Voice(NamedTuple):
+    """What a reply is made of: draw a token; read text, then draw one; read a patch, and the text foreseen after it,
+    drawing all of it; make a patch; read one, draw a token, make the next."""
+
+    draw: Callable[[], None]
+    make_text: Callable[[], None]
+    make_foreseen: Callable[[], None]
+    make_patch: Callable[[], object]
+    go_on: Callable[[], None]
+
+
 class _Bench:
     """One opened model and the stages that were timed so far."""
 
@@ -153,17 +164,19 @@ class _Bench:
         self._past = np.tile(self._codes, (1, HISTORY_FRAMES // group + 1))  # after it every patch costs the same
 
     def report(self, opened: float) -> Report:
-        draw, make_text, make_patch = self._language_model()
+        voice = self._language_model()
         self._sound()
-        self._speech(draw, make_text, make_patch)
+        self._speech(voice)
         seconds = {name: stage.seconds for name, stage in self._stages.items()}
         patch_seconds = self._patch_seconds()
         steady = seconds["speech, a patch"]
-        more = seconds["backbone step"] + seconds["text head"] + seconds["text token drawn"]
+        token = seconds["backbone step"] + seconds["text head"] + seconds["text token drawn"]
+        foreseen = (seconds[f"{OPENING_TOKENS} tokens foreseen"] - token) / OPENING_TOKENS
         rates = {
             "prefill, positions a second": self._context / seconds["prefill"],
             "RTF, steady speech": steady / patch_seconds,
-            "RTF, interleaved opening": (steady + more) / patch_seconds,
+            "RTF, interleaved opening": (steady + token) / patch_seconds,
+            "RTF, opening, read aloud": (steady + foreseen) / patch_seconds,
             "RTF, codec encoder": seconds["codec encoder"] / SOUND_SECONDS,
             "RTF, codec decoder": seconds["codec decoder"] / SOUND_SECONDS,
         }
@@ -184,15 +197,14 @@ class _Bench:
         frame = c["hop_length"] * c["stride_size"] * c["avg_pooler"] / c["sampling_rate"]
         return float(self._lm["group_size"] * frame)
 
-    def _language_model(self) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
-        """Return what draws a text token, what reads one before it does, and what reads a patch and makes the next."""
+    def _language_model(self) -> _Voice:
         lm, model = self._lm, self._model
         group, levels = lm["group_size"], lm["audio_channels"]
         if self._context >= lm["max_position_embeddings"]:
             most = lm["max_position_embeddings"]
             raise _core.InputError(f"bench: expected a context below the model's {most} positions, got {self._context}")
-        text = model.tokenize("a" * 4)[:1]
-        prompt = np.tile(model.prompt_text(model.detokenize(text)), (1, self._context))[:, : self._context * group]
+        word = model.prompt_text(model.detokenize(model.tokenize("a" * 4)[:1]))[:, :group]
+        prompt = np.tile(word, (1, self._context))
         state = _core.State(model, context=min(self._context + 64, lm["max_position_embeddings"]))
         state.prefill(prompt[:, :group])  # touches the weights
         state.rewind(0)
@@ -204,34 +216,48 @@ class _Bench:
         values = lm["num_hidden_layers"] * lm["num_key_value_heads"] * lm["head_dim"] * 2
         cached = int(values * value_bytes) * self._context
 
-        def step(position: Ids = patch_position) -> None:
+        def step(position: Ids = patch_position, guesses: Sequence[int] = ()) -> None:
             state.rewind(self._context)
-            state.prefill(position)
+            state.prefill(position, guesses=guesses)
 
         backbone = self._bytes(r"model\.(layers|norm)\.") + self._bytes(r"input_local_transformer|speech_group_down")
         self._time("backbone step", step, backbone + cached)
         head = "model.embed_tokens" if lm["tie_word_embeddings"] else "lm_head"
         self._time("text head", state.text_logits, self._bytes(re.escape(head) + r"\."))
         logits = state.text_logits()
-        self._time("text token drawn", lambda: _core.sample(logits, TEXT))
+        text, speech, _ = model.task("spoken_dialogue")
+        self._time("text token drawn", lambda: _core.sample(logits, text))  # random weights' flat scores take longest
         local = self._bytes(r"local_transformer\.|speech_embeddings_to_local") * (group + max(lm["delay_pattern"]))
         heads = sum(self._bytes(rf"local_transformer_lm_heads\.{k}\.") for k in range(levels)) * group
         local += heads + self._bytes("hidden_states_downcast")
-        self._time("patch decoder", lambda: state.decode_patch(SPEECH), local)
 
-        def draw() -> None:
-            _core.sample(state.text_logits(), TEXT)
+        def make_patch() -> object:
+            return state.decode_patch(speech)
+
+        self._time("patch decoder", make_patch, local)
+
+        def draw(sampling: _core.Sampling = text) -> None:
+            _core.sample(state.text_logits(), sampling)
 
         def make_text() -> None:
-            step(prompt[:, :group])
+            step(word)
             draw()
 
-        def make_patch() -> None:
+        def make_foreseen() -> None:
+            reading, _, _ = model.task("tts")
+            step(guesses=[int(word[0, 0])] * OPENING_TOKENS)
+            draw(reading)
+            for _ in range(OPENING_TOKENS):
+                state.prefill(word)
+                draw(reading)
+
+        def go_on() -> None:
             step()
             draw()
-            state.decode_patch(SPEECH)
+            make_patch()
 
-        return draw, make_text, make_patch
+        self._time(f"{OPENING_TOKENS} tokens foreseen", make_foreseen)
+        return _Voice(draw, make_text, make_foreseen, make_patch, go_on)
 
     def _sound(self) -> None:
         model, stream = self._model, self._stream()
@@ -242,23 +268,30 @@ class _Bench:
         heard = self._time("codec encoder", lambda: model.encode(wave), runs=3)
         self._time("codec decoder", lambda: model.decode(heard), runs=3)
 
-    def _speech(
-        self, draw: Callable[[], None], make_text: Callable[[], None], make_patch: Callable[[], None]
-    ) -> None:
-        def first_sound() -> None:
-            draw()  # the first token follows from the prompt
-            for _ in range(OPENING_TOKENS - 1):
-                make_text()
-            make_patch()
+    def _speech(self, voice: _Voice) -> None:
+        def until_it_sounds() -> None:
             stream = self._stream()
             while len(stream.push(self._codes, False)) == 0:
-                make_patch()
+                voice.go_on()
+
+        def answer() -> None:
+            voice.draw()  # the first token follows from the prompt
+            for _ in range(OPENING_TOKENS - 1):
+                voice.make_text()
+            voice.go_on()
+            until_it_sounds()
+
+        def read_aloud() -> None:
+            voice.make_foreseen()
+            voice.make_patch()
+            until_it_sounds()
 
         def speak() -> None:
-            make_patch()
+            voice.go_on()
             stream.push(self._codes, False)
 
-        self._time("first sound", first_sound, runs=3)
+        self._time("first sound", answer, runs=3)
+        self._time("first, read aloud", read_aloud, runs=3)
         stream = self._stream()
         stream.push(self._past, False)
         self._time("speech, a patch", speak, sum(self._stages[name].read_bytes for name in SPEAKING), runs=PATCHES)

@@ -104,10 +104,17 @@ class Model:
         def requests() -> Iterator[Request]:
             spoken = encode(engine, recording) if recording else None
             ids = engine.core.prompt_tts(text, instruction, instruct, spoken, not natural, engine.parity)
-            allowance = ALLOWANCES["tts"].positions(tokens=len(engine.core.tokenize(text)))
+            script = engine.core.tokenize(_core.capitalize_text(text))
+            allowance = ALLOWANCES["tts"].positions(tokens=len(script))
             allowance += THINKING.positions() if thinks else 0
             yield Request(
-                task="tts", ids=ids, allowance=allowance, speaks=True, thinks=thinks, norms=engine.norms(spoken)
+                task="tts",
+                ids=ids,
+                allowance=allowance,
+                speaks=True,
+                thinks=thinks,
+                norms=engine.norms(spoken),
+                script=() if natural else script,
             )
 
         return Generation(engine, requests(), options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -52,8 +53,8 @@ class Request:
 
     task: names the samplers and stop tokens (`_core.Model.task`). ids: int32 [K+1, G*P]. allowance: positions the
     runaway guard allows. heard_s: seconds of sound in the question. speaks: the reply is sound. thinks: it begins
-    with thoughts. norms: statistics of the voice to speak with
-    (Engine.norms), if one was given.
+    with thoughts. norms: statistics of the voice to speak with (Engine.norms), if one was given. script: tokens of the
+    text that the reply is to read aloud: known beforehand they are read five at a time, which changes no reply.
     """
 
     task: str
@@ -63,3 +64,4 @@ class Request:
     speaks: bool = False
     thinks: bool = False
     norms: Norms | None = None
+    script: Sequence[int] = ()

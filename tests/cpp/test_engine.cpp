@@ -36,7 +36,125 @@ Positions answer(const std::shared_ptr<const Model>& model, std::span<const floa
     return generation.positions();
 }
 
+// A backend that notes how many positions its conversations read at once.
+class Watched final : public Backend {
+public:
+    explicit Watched(const Backend& inner) : inner_(inner) {}
+
+    std::shared_ptr<Sequence> sequence(int64_t capacity) const override {
+        return std::make_shared<WatchedSequence>(inner_.sequence(capacity), reads);
+    }
+    Array encode(const Array& mel, int64_t longest, const Tap& tap) const override {
+        return inner_.encode(mel, longest, tap);
+    }
+    std::vector<float> decode(const Codes& codes, const Tap& tap) const override { return inner_.decode(codes, tap); }
+
+    mutable std::vector<int64_t> reads;
+
+private:
+    class WatchedSequence final : public Sequence {
+    public:
+        WatchedSequence(std::shared_ptr<Sequence> inner, std::vector<int64_t>& reads)
+            : inner_(std::move(inner)), reads_(reads) {}
+        Array append(int64_t first, std::span<const int32_t> tokens, std::span<const int32_t> codes,
+                     const Tap& tap) override {
+            reads_.push_back(std::ssize(tokens));
+            return inner_->append(first, tokens, codes, tap);
+        }
+        int64_t most_ahead() const override { return inner_->most_ahead(); }
+        Array look(int64_t back) override { return inner_->look(back); }
+        std::vector<float> text_logits() override { return inner_->text_logits(); }
+        Array local_hidden() override { return inner_->local_hidden(); }
+        std::vector<std::vector<float>> local_step(int64_t step, std::span<const int32_t> made,
+                                                   const Tap& tap) override {
+            return inner_->local_step(step, made, tap);
+        }
+
+    private:
+        std::shared_ptr<Sequence> inner_;
+        std::vector<int64_t>& reads_;
+    };
+
+    const Backend& inner_;
+};
+
 }  // namespace
+
+TEST(what_is_foreseen_is_read_at_once_and_changes_nothing) {
+    const auto inner = open_model(2);
+    const auto watched = std::make_shared<Watched>(inner->backend());
+    const auto model = Model::open(MIMO_SOURCE_DIR "/runtime/mimo_edge/demo/bundle", {.backend = watched});
+    const char* text = "Turn on the seat heating.";
+    const Positions prompt = model->prompts.tts(text, "Please convert this text to speech", nullptr, nullptr, false);
+    const auto read_aloud = [&](std::vector<int32_t> script) {
+        GenerationOptions options = {.task = task_of("tts", model->config.tokens), .max_new = 60, .script = script};
+        Generation generation(std::make_shared<State>(model, 3), prompt, options);
+        watched->reads.clear();
+        while (generation.next()) {
+        }
+        return generation.positions();
+    };
+    const Positions plain = read_aloud({});
+    const size_t straight = watched->reads.size();
+    CHECK_EQ(static_cast<int64_t>(straight), plain.count());
+    std::vector<int32_t> words = model->tokenizer.encode(text);
+    CHECK(std::ssize(words) > kStreamTokens);
+    CHECK(std::equal(words.begin(), words.begin() + kStreamTokens, plain.tokens.begin()));  // what this test stands on
+    const Positions foreseen = read_aloud(words);
+    CHECK(foreseen.tokens == plain.tokens && foreseen.codes == plain.codes);
+    CHECK_EQ(watched->reads[0], prompt.count() + kStreamTokens);
+    CHECK_EQ(watched->reads.size() + words.size() + 1, straight);  // <|eot|> too
+    std::rotate(words.begin(), words.begin() + 1, words.end());
+    words.front() = model->config.tokens.empty;  // which is no text
+    const Positions mistaken = read_aloud(words);
+    CHECK(mistaken.tokens == plain.tokens && mistaken.codes == plain.codes);
+    CHECK_THROWS(read_aloud({-1}), InputError, "tokens of a script");
+}
+
+TEST(a_guess_that_came_true_is_the_position_itself) {
+    const auto model = open_model(2);
+    const Positions prompt = model->prompts.text("Turn on the light."), more = model->prompts.text(" Now, please!");
+    const auto one = [&](size_t i) {
+        Positions position;
+        append(position, more.tokens[i], nullptr, model->config.lm);
+        return position;
+    };
+    State straight(model, 1), ahead(model, 1);
+    straight.prefill(prompt);
+    ahead.prefill(prompt, {}, more.tokens);
+    const auto check_same = [&] {
+        CHECK(ahead.hidden().data == straight.hidden().data);
+        State restored(model, 1);
+        restored.restore(ahead.save(""));
+        CHECK(restored.hidden().data == straight.hidden().data);
+        restored.prefill(more);
+        State further(model, 1);
+        further.prefill(straight.positions());
+        further.prefill(more);
+        CHECK(restored.hidden().data == further.hidden().data);
+        CHECK(ahead.text_logits() == straight.text_logits());
+        CHECK(ahead.local_hidden().data == straight.local_hidden().data);
+        CHECK(ahead.decode_patch({}).data == straight.decode_patch({}).data);
+    };
+    check_same();
+    for (size_t i : {0, 1}) {
+        straight.prefill(one(i));
+        ahead.prefill(one(i));
+        check_same();
+    }
+    straight.prefill(one(0));  // not what was foreseen
+    ahead.prefill(one(0), {}, more.tokens);
+    check_same();
+    for (State* state : {&straight, &ahead}) {
+        state->rewind(prompt.count());
+        state->prefill(one(0));
+    }
+    check_same();
+    State full(model, 1, 0, prompt.count() + 1);  // no room for guesses
+    full.prefill(prompt, {}, more.tokens);
+    full.prefill(one(0));
+    CHECK(full.hidden().data == straight.hidden().data);
+}
 
 TEST(a_recording_becomes_a_reply) {
     const auto model = open_model(2);

@@ -98,6 +98,35 @@ TEST(stop_rule) {
     CHECK(!is_done(5, 7, {}, 0, 6));
 }
 
+TEST(a_script_foresees_the_text_of_a_turn) {
+    SpecialTokens tokens = {};
+    tokens.empty = 90, tokens.sostm = 91, tokens.eot = 92;
+    Script script({1, 2, 3, 4, 5, 6, 7}, tokens);
+    const auto after = [&](std::initializer_list<int32_t> more) {
+        for (const int32_t token : more) script.follow(token);
+        const auto due = script.due();
+        return std::vector<int32_t>(due.begin(), due.end());
+    };
+    const std::vector<int32_t> none, first = {1, 2, 3, 4, 5}, second = {6, 7, 92};
+    CHECK(after({50, 3, 90}) == none);  // a prompt, which says nothing yet
+    CHECK(after({91}) == first);
+    CHECK(after({1}) == none);
+    CHECK(after({2, 3, 4, 5}) == none);
+    CHECK(after({90, 90, 90, 90}) == none);
+    CHECK(after({90}) == second);
+    CHECK(after({90}) == none);                                                          // it goes on speaking
+    CHECK(after({91, 1, 2, 66, 4, 5, 90, 90, 90, 90, 90}) == second);                    // another word in place of one
+    CHECK(after({91, 1, 3, 4, 5, 90, 90, 90, 90, 90}) == second);                        // one left out
+    CHECK(after({91, 1, 2, 66, 3, 4, 90, 90, 90, 90, 90}) == std::vector{5, 6, 7, 92});  // one too many
+    CHECK(after({91, 61, 62, 63, 64, 65, 90, 90, 90, 90, 90}) == first);
+    CHECK(after({1, 2, 3, 4, 5, 90, 90, 90, 90, 90, 6, 7, 92, 90, 90, 90, 90, 90}) == none);  // all is said
+    CHECK(Script({1, 2, 3, 4, 5}, tokens).due().empty());
+    script = Script({}, tokens);
+    CHECK(after({91}) == none);
+    script = Script({1, 2, 3, 4, 5}, tokens);
+    CHECK(after({91}) == (std::vector{1, 2, 3, 4, 5, 92}));
+}
+
 TEST(guard_stops_exact_repetition_only) {
     const LmConfig lm = two_levels();
     Positions positions;

@@ -108,6 +108,16 @@ void compare(tiny::Format format, double tolerance) {
                                          codes.subspan(i * static_cast<size_t>(width), static_cast<size_t>(width)), {});
         if (i == 10) CHECK(one.data == got.data);
     }
+    const auto first = codes.first(9 * static_cast<size_t>(width));
+    const Array ninth = device->append(0, tokens.first(9), first, {});
+    const auto logits = device->text_logits();
+    device->append(0, prompt.tokens, prompt.codes, {});  // the last two are guesses
+    CHECK(device->look(2).data == ninth.data);
+    CHECK(device->text_logits() == logits);
+    const auto elsewhere = device_sequence(model, 150);
+    elsewhere->load(device->save(), 9);
+    CHECK(elsewhere->text_logits() == logits);
+    CHECK(device->look(0).data == got.data);
     CHECK(distance(device->text_logits(), core.text_logits()) <= tolerance);
     CHECK(distance(device->local_hidden().data, core.local_hidden().data) <= tolerance);
 
