@@ -214,6 +214,21 @@ def test_a_reply_is_every_word_and_every_patch_between_its_marks(
         assert len(reply.audio) == pytest.approx(heard * model.engine.facts.patch_s * model.rate_hz)
 
 
+def test_reading_aloud_foresees_its_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = []
+    generation = mimo_edge._core.Generation
+
+    def watched(*args: Any) -> Any:
+        scripts.append(args[-1])
+        return generation(*args)
+
+    monkeypatch.setattr("mimo_edge.answer._core.Generation", watched)
+    model.speak("turn it off", options=SHORT).result()
+    model.speak("Say softly: hello.", natural=True, options=SHORT).result()
+    model.chat("hello", options=SHORT).result()
+    assert scripts == [model.engine.core.tokenize("Turn it off"), (), ()]
+
+
 def test_a_full_context_is_no_runaway(model: Model) -> None:
     options = replace(GREEDY, max_new_tokens=None, min_new_tokens=500)
     reply = model.conversation(options=options, context=64, speaks=False).respond(text="hello").result()
