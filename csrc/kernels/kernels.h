@@ -71,9 +71,9 @@ struct Kernels {
 
 const Kernels& plain_kernels();
 
-// The fastest table this processor can run; `name` forces one: "plain", "base", on x86 "avx2", "avx512", "avx512vnni",
-// on Arm "dotprod" (DeviceError if it cannot run). From outside: _core.Model.open(kernels=) and mimo-edge verify
-// --kernels.
+// The fastest table this processor can run; `name` forces one: "plain", "base", on x86 "avx2", "avxvnni", "avx512",
+// "avx512vnni", on Arm "dotprod" (DeviceError if it cannot run). From outside: _core.Model.open(kernels=) and mimo-edge
+// verify --kernels.
 const Kernels& choose_kernels(const char* name = nullptr);
 
 }  // namespace mimo

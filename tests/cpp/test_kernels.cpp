@@ -31,7 +31,7 @@ std::vector<uint16_t> to_bf16(const std::vector<float>& values) {
 // The tables that this processor can run, the twin left out.
 std::vector<const Kernels*> shipping_tables() {
     std::vector<const Kernels*> tables;
-    for (const char* name : {"base", "avx2", "avx512", "avx512vnni", "dotprod"}) {
+    for (const char* name : {"base", "avx2", "avxvnni", "avx512", "avx512vnni", "dotprod"}) {
         try {
             tables.push_back(&choose_kernels(name));
         } catch (const DeviceError&) {  // this processor has no such instructions

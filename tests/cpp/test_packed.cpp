@@ -44,7 +44,7 @@ std::vector<Case> cases() {
 
 std::vector<const Kernels*> shipping_tables() {
     std::vector<const Kernels*> tables;
-    for (const char* name : {"base", "avx2", "avx512", "avx512vnni", "dotprod"}) {
+    for (const char* name : {"base", "avx2", "avxvnni", "avx512", "avx512vnni", "dotprod"}) {
         try {
             tables.push_back(&choose_kernels(name));
         } catch (const DeviceError&) {  // this processor or this build has no such instructions

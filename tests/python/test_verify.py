@@ -24,7 +24,7 @@ from mimo_edge.verify.text import check_prompts, check_tokenizer
 
 Part = Callable[[Stages, Goldens, Check], None]
 KERNELS = {  # but for the plain twin, which the C++ tests compare with each of these
-    "x86_64": ("base", "avx2", "avx512", "avx512vnni"),
+    "x86_64": ("base", "avx2", "avxvnni", "avx512", "avx512vnni"),
     "aarch64": ("base", "dotprod"),
 }.get(platform.machine(), ("base",))
 

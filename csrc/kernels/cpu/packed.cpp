@@ -27,7 +27,7 @@ constexpr int kPieces = kBlockBytes / MIMO_VECTOR_BYTES;  // vectors in it
 constexpr bool kWide = MIMO_VECTOR_BYTES == 64;
 constexpr int kSingleBlocks = kWide ? 4 : 1;  // for one input: enough sums to hide latency
 constexpr int kTileBlocks = kWide ? 2 : 1;
-constexpr int kTileInputs = kWide ? 12 : 4;
+constexpr int kTileInputs = kWide ? 12 : MIMO_VECTOR_BYTES == 32 ? 6 : 4;
 constexpr int64_t kAhead = 128;  // chunks of weights asked for early, into the second-level cache
 
 inline Int spread(const int8_t* four_bytes) {
