@@ -24,8 +24,6 @@ constexpr int kTileRows = 4;
 constexpr int kTileCols = MIMO_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators + operands fit the 32 (16) registers
 constexpr int kSingleRows = 8;                              // of a tile with one input: enough sums to hide latency
 
-using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
-
 inline float fold(Float v) {
     return fold<float>(v, [](auto a, auto b) { return a + b; });
 }
@@ -201,12 +199,13 @@ void silu_multiply(float* gate, const float* up, int64_t n) {
 
 // Queries at once, and what their sums leave of the registers: blocks of keys for scores, vectors of channels for
 // values.
-constexpr bool kWide = kWidth == kLanes;
-constexpr int kQueries = kWide ? 8 : 4;
+constexpr int kPieces = kLanes / kWidth;                         // vectors that hold a block's keys
+constexpr int kRegisterSums = MIMO_VECTOR_BYTES == 32 ? 8 : 16;  // of AVX2 there are but 16 registers
+constexpr int kQueries = kPieces == 1 ? 8 : 4;
 template <int Q>
-constexpr int kKeyBlocks = kWide ? std::min(4, 16 / Q) : 1;
+constexpr int kKeyBlocks = std::min(4, kRegisterSums / (Q * kPieces));
 template <int Q>
-constexpr int kChannels = std::min(4, 16 / Q);
+constexpr int kChannels = std::min(4, kRegisterSums / Q);
 constexpr int64_t kAheadBytes = 8192;  // of keys and values asked for early, into the second-level cache
 
 // Stored elements as floats, before the scales of i8.
@@ -224,41 +223,31 @@ inline Float widened(const int8_t* p) {
     return __builtin_convertvector(__builtin_convertvector(wider, Int), Float);
 }
 
-// One channel of kLanes keys.
-template <typename Element>
-inline Lanes channel_at(const Element* p) {
-    Lanes lanes;
-    for (int64_t i = 0; i < kLanes; i += kWidth) {
-        const Float part = widened(p + i);
-        std::memcpy(reinterpret_cast<char*>(&lanes) + i * sizeof(float), &part, sizeof(part));
-    }
-    return lanes;
-}
-
 // Scores of Q queries (rows `stride` apart) against B blocks of kLanes keys. scales: of these keys, if they are i8.
 template <int Q, int B, typename Element>
 inline void score_blocks(const Element* keys, const uint16_t* scales, int64_t dim, const float* q, int64_t stride,
                          float scale, float* scores, int64_t score_stride) {
-    Lanes sum[Q][B] = {}, unit[B];
+    constexpr int V = B * kPieces;
+    Float sum[Q][V] = {}, unit[V];
     if constexpr (sizeof(Element) == 1) {
-        for (int b = 0; b < B; ++b) {
-            for (int64_t i = 0; i < kLanes; ++i) unit[b][i] = bfloat_to_float(scales[b * kLanes + i]);
+        for (int v = 0; v < V; ++v) {
+            for (int64_t i = 0; i < kWidth; ++i) unit[v][i] = bfloat_to_float(scales[v * kWidth + i]);
         }
     }
     for (int64_t d = 0; d < dim; ++d) {
-        Lanes channel[B];
-        for (int b = 0; b < B; ++b) {
-            const Element* at = keys + (b * dim + d) * kLanes;
-            channel[b] = channel_at(at);
-            if constexpr (sizeof(Element) == 1) channel[b] *= unit[b];
-            __builtin_prefetch(reinterpret_cast<const char*>(at) + kAheadBytes, 0, 2);
+        Float channel[V];
+        for (int v = 0; v < V; ++v) {
+            const Element* at = keys + (v / kPieces * dim + d) * kLanes + v % kPieces * kWidth;
+            channel[v] = widened(at);
+            if constexpr (sizeof(Element) == 1) channel[v] *= unit[v];
+            if (v % kPieces == 0) __builtin_prefetch(reinterpret_cast<const char*>(at) + kAheadBytes, 0, 2);
         }
         for (int i = 0; i < Q; ++i) {
-            for (int b = 0; b < B; ++b) sum[i][b] += channel[b] * q[i * stride + d];
+            for (int v = 0; v < V; ++v) sum[i][v] += channel[v] * q[i * stride + d];
         }
     }
     for (int i = 0; i < Q; ++i) {
-        for (int b = 0; b < B; ++b) store(scores + i * score_stride + b * kLanes, sum[i][b] * scale);
+        for (int v = 0; v < V; ++v) store(scores + i * score_stride + v * kWidth, sum[i][v] * scale);
     }
 }
 
