@@ -243,6 +243,7 @@ def _add_sound(add: _Adder) -> None:
     speak.add_argument("text", type=_words, metavar="TEXT", help="what to say; - reads standard input")
     speak.add_argument("--instruct", type=_words, metavar="TEXT", help="how to say it")
     speak.add_argument("--voice", metavar="FILE", help="a recording to sound like")
+    speak.add_argument("--cache", type=Path, metavar="DIR", help="keep what was read of voices there, for other texts")
     speak.add_argument("--natural", action="store_true", help="TEXT itself says how it is to be spoken")
     speak.add_argument("--template", type=_template, default=0, metavar="N|TEXT", help="instruction: 0 to 9, or words")
     _add_out(speak)

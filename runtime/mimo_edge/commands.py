@@ -26,6 +26,7 @@ from mimo_edge.audio import open_audio, replace_file, write_wav
 from mimo_edge.dump import Dump
 from mimo_edge.generation import Generation
 from mimo_edge.model import Example, Model
+from mimo_edge.prefix_cache import PrefixCache
 from mimo_edge.progress import ProgressBar
 from mimo_edge.reply import Codes, Reply
 from mimo_edge.request import Options
@@ -184,6 +185,7 @@ def speak(arguments: argparse.Namespace) -> int:
         voice=arguments.voice,
         natural=arguments.natural,
         template=arguments.template,
+        cache=PrefixCache(arguments.cache) if arguments.cache else None,
         options=options_of(model, "tts", arguments),
     )
     return _deliver(arguments, model, _finish(generation, "speaking", arguments))

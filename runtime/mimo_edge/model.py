@@ -5,6 +5,7 @@ with sound at the end:  speak, respond, convert, continue_speech      in writing
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from mimo_edge.engine import Engine, Tap
 from mimo_edge.generation import Generation
 from mimo_edge.limits import ALLOWANCES, THINKING
 from mimo_edge.prefix_cache import PrefixCache
-from mimo_edge.reply import Codes
+from mimo_edge.reply import Codes, Ids
 from mimo_edge.request import Options, Request
 from mimo_edge.templates import asr_template, tts_template
 
@@ -83,12 +84,14 @@ class Model:
         voice: AudioInput | None = None,
         natural: bool = False,
         template: int | str = 0,
+        cache: PrefixCache | None = None,
         options: Options = DEFAULTS,
     ) -> Generation:
         """Read text aloud.
 
         instruct: how to say it ("whisper"). voice: a recording to sound like. natural: the text itself says how it is
         to be spoken. template: index into templates.TTS_TEMPLATES of the text's language, or one's own instruction.
+        cache: where the voice and what else stands before the text, once read, is kept for other texts.
         Text in one letter case is capitalised first, as in the reference. In parity mode a voice without instruct or
         natural is ignored.
         """
@@ -100,10 +103,30 @@ class Model:
         instruction = "" if natural else tts_template(_core.detect_language(text), template)
         recording = None if voice is None else engine.open_prompt_audio(voice)
         thinks = natural or instruct is not None
+        if engine.parity or engine.tap:  # which want to see all of it
+            cache = None
+        state = _core.State(engine.core, options.seed) if cache else None
 
         def requests() -> Iterator[Request]:
-            spoken = encode(engine, recording) if recording else None
-            ids = engine.core.prompt_tts(text, instruction, instruct, spoken, not natural, engine.parity)
+            wave = engine.whole(recording) if recording else None
+            key = PrefixCache.key(json.dumps([instruction, instruct, natural]), [wave])
+            note = cache.restore(key, state) if cache and state else None
+            if note is not None:
+                codes, norms = json.loads(note)
+                spoken = None if codes is None else np.array(codes, np.int32)
+            else:
+                spoken = None if wave is None else engine.patches(wave)
+                norms = engine.norms(spoken)
+
+            def prompt(words: str) -> Ids:
+                return engine.core.prompt_tts(words, instruction, instruct, spoken, not natural, engine.parity)
+
+            ids = prompt(text)
+            if cache and state:
+                if note is None:
+                    state.prefill(_common(ids, prompt("a"), engine.facts.group))
+                    cache.keep(key, state, json.dumps([None if spoken is None else spoken.tolist(), norms]))
+                ids = np.ascontiguousarray(ids[:, state.keep(ids) * engine.facts.group :])
             script = engine.core.tokenize(_core.capitalize_text(text))
             allowance = ALLOWANCES["tts"].positions(tokens=len(script))
             allowance += THINKING.positions() if thinks else 0
@@ -113,11 +136,11 @@ class Model:
                 allowance=allowance,
                 speaks=True,
                 thinks=thinks,
-                norms=engine.norms(spoken),
+                norms=norms,
                 script=() if natural else script,
             )
 
-        return Generation(engine, requests(), options)
+        return Generation(engine, requests(), options, state)
 
     def understand(
         self, audio: AudioInput, question: str, *, thinking: bool = False, options: Options = DEFAULTS
@@ -230,3 +253,11 @@ class Model:
 def _turns(dialogue: AudioInput | list[Turn]) -> list[Turn]:
     """One recording is a dialogue of one turn."""
     return dialogue if isinstance(dialogue, list) else [Turn(role="user", audio=dialogue)]
+
+
+def _common(a: Ids, b: Ids, group: int) -> Ids:
+    """Return the positions, `group` columns each, in which two prompts begin alike."""
+    columns = min(a.shape[1], b.shape[1])
+    differ = np.flatnonzero((a[:, :columns] != b[:, :columns]).any(axis=0))
+    same = int(differ[0]) if len(differ) else columns
+    return np.ascontiguousarray(a[:, : same // group * group])

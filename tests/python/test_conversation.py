@@ -320,6 +320,25 @@ def test_a_cached_beginning_is_a_computed_one(tmp_path: Path, model: Model) -> N
     assert files[0].read_bytes() == saved
 
 
+@pytest.mark.parametrize("how", [{}, {"voice": (noise(1.0, seed=3), 24000)}, {"instruct": "softly"}, {"natural": True}])
+def test_a_cached_voice_reads_other_texts(tmp_path: Path, model: Model, how: dict[str, Any]) -> None:
+    def read(text: str, cache: PrefixCache | None) -> Any:
+        generation = model.speak(text, cache=cache, options=GREEDY, **how)
+        sound = [piece.audio for piece in generation if piece.audio is not None]
+        generation.result()
+        return generation, np.concatenate([np.zeros(0, np.float32), *sound])
+
+    plain, sound = read("Good morning to you.", None)
+    cold = PrefixCache(tmp_path)
+    read("Another text.", cold)
+    for cache in (cold, PrefixCache(tmp_path)):  # from memory, from the file
+        generation, same = read("Good morning to you.", cache)
+        assert generation.prompt_ids.shape[1] < plain.prompt_ids.shape[1]
+        np.testing.assert_array_equal(generation.new_ids, plain.new_ids)
+        np.testing.assert_array_equal(same, sound)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_saved_conversation_is_restored_bit_for_bit_or_refused(model: Model) -> None:
     core = model.engine.core
     state = _core.State(core)
