@@ -24,6 +24,7 @@ from mimo_edge.engine import Tap
 from mimo_edge.generation import Generation
 from mimo_edge.hardware import open_core
 from mimo_edge.model import Example, Model
+from mimo_edge.prefix_cache import PrefixCache
 from mimo_edge.reply import Piece, Reply, Timings
 from mimo_edge.request import Options
 
@@ -41,6 +42,7 @@ __all__ = [
     "Model",
     "Options",
     "Piece",
+    "PrefixCache",
     "Reply",
     "Sampling",
     "ShapeError",
