@@ -103,33 +103,35 @@ class Model:
         instruction = "" if natural else tts_template(_core.detect_language(text), template)
         recording = None if voice is None else engine.open_prompt_audio(voice)
         thinks = natural or instruct is not None
-        if engine.parity or engine.tap:  # which want to see all of it
-            cache = None
-        state = _core.State(engine.core, options.seed) if cache else None
+        script = engine.core.tokenize(_core.capitalize_text(text))
+        allowance = ALLOWANCES["tts"].positions(tokens=len(script)) + (THINKING.positions() if thinks else 0)
+        group = engine.facts.group
+
+        def prompt(words: str, voice: Codes | None) -> Ids:
+            return engine.core.prompt_tts(words, instruction, instruct, voice, not natural, engine.parity)
+
+        state = None
+        if cache and not (engine.parity or engine.tap):  # which want to see all of it
+            silence = np.zeros((engine.facts.levels, group), np.int32) if recording else None
+            room = prompt(text, silence).shape[1] // group + (options.max_new_tokens or allowance) + 2
+            room += math.ceil(recording.seconds / engine.facts.patch_s) if recording else 0
+            state = _core.State(engine.core, options.seed, 0, min(engine.facts.context, room))
 
         def requests() -> Iterator[Request]:
             wave = engine.whole(recording) if recording else None
             key = PrefixCache.key(json.dumps([instruction, instruct, natural]), [wave])
             note = cache.restore(key, state) if cache and state else None
-            if note is not None:
-                codes, norms = json.loads(note)
-                spoken = None if codes is None else np.array(codes, np.int32)
-            else:
-                spoken = None if wave is None else engine.patches(wave)
+            codes, norms = json.loads(note) if note else (None, None)
+            spoken = None if codes is None else np.array(codes, np.int32)
+            if note is None and wave is not None:
+                spoken = engine.patches(wave)
                 norms = engine.norms(spoken)
-
-            def prompt(words: str) -> Ids:
-                return engine.core.prompt_tts(words, instruction, instruct, spoken, not natural, engine.parity)
-
-            ids = prompt(text)
+            ids = prompt(text, spoken)
             if cache and state:
                 if note is None:
-                    state.prefill(_common(ids, prompt("a"), engine.facts.group))
+                    state.prefill(_common(ids, prompt("a", spoken), group))
                     cache.keep(key, state, json.dumps([None if spoken is None else spoken.tolist(), norms]))
-                ids = np.ascontiguousarray(ids[:, state.keep(ids) * engine.facts.group :])
-            script = engine.core.tokenize(_core.capitalize_text(text))
-            allowance = ALLOWANCES["tts"].positions(tokens=len(script))
-            allowance += THINKING.positions() if thinks else 0
+                ids = np.ascontiguousarray(ids[:, state.keep(ids) * group :])
             yield Request(
                 task="tts",
                 ids=ids,
