@@ -43,7 +43,11 @@ void State::prefill(const Positions& positions, const Tap& tap, std::span<const 
                                  " positions, each a patch of sound or one token, got ", length() + positions.count(),
                                  "; shorten the audio or the history"));
     }
-    check(positions, model_->config);
+    const int64_t room = std::min(sequence_->most_ahead(), capacity_ - length() - positions.count());
+    Positions all = positions;
+    for (const int32_t guess : guesses.first(tap ? 0 : std::min(guesses.size(), static_cast<size_t>(room))))
+        append(all, guess, nullptr, model_->config.lm);
+    check(all, model_->config);
     hidden_ = {};
     const int32_t token = positions.tokens.front();
     const bool known = positions.count() == 1 && !guessed_.empty() && guessed_.front() == token;
@@ -53,10 +57,6 @@ void State::prefill(const Positions& positions, const Tap& tap, std::span<const 
         last = sequence_->look(std::ssize(guessed_));
     } else {
         guessed_.clear();
-        const int64_t room = std::min(sequence_->most_ahead(), capacity_ - length() - positions.count());
-        Positions all = positions;
-        for (const int32_t guess : guesses.first(tap ? 0 : std::min(guesses.size(), static_cast<size_t>(room))))
-            append(all, guess, nullptr, model_->config.lm);
         last = sequence_->append(length(), all.tokens, all.codes, tap);
         guessed_.assign(all.tokens.begin() + positions.count(), all.tokens.end());
         if (!guessed_.empty()) last = sequence_->look(std::ssize(guessed_));

@@ -226,6 +226,7 @@ class _Bench:
         self._time("text head", state.text_logits, self._bytes(re.escape(head) + r"\."))
         logits = state.text_logits()
         text, speech, _ = model.task("spoken_dialogue")
+        reading, _, _ = model.task("tts")
         self._time("text token drawn", lambda: _core.sample(logits, text))  # random weights' flat scores take longest
         local = self._bytes(r"local_transformer\.|speech_embeddings_to_local") * (group + max(lm["delay_pattern"]))
         heads = sum(self._bytes(rf"local_transformer_lm_heads\.{k}\.") for k in range(levels)) * group
@@ -244,7 +245,6 @@ class _Bench:
             draw()
 
         def make_foreseen() -> None:
-            reading, _, _ = model.task("tts")
             step(guesses=[int(word[0, 0])] * OPENING_TOKENS)
             draw(reading)
             for _ in range(OPENING_TOKENS):

@@ -119,7 +119,7 @@ class Model:
 
         def requests() -> Iterator[Request]:
             wave = engine.whole(recording) if recording else None
-            key = PrefixCache.key(json.dumps([instruction, instruct, natural]), [wave])
+            key = PrefixCache.key(json.dumps([instruction, instruct, natural]), [wave]) if cache else ""
             note = cache.restore(key, state) if cache and state else None
             codes, norms = json.loads(note) if note else (None, None)
             spoken = None if codes is None else np.array(codes, np.int32)

@@ -150,6 +150,9 @@ TEST(a_guess_that_came_true_is_the_position_itself) {
         state->prefill(one(0));
     }
     check_same();
+    const std::vector<int32_t> unknown = {static_cast<int32_t>(model->config.lm.vocab_size)};
+    CHECK_THROWS(ahead.prefill(one(1), {}, unknown), InputError, "token");
+    check_same();                                 // nothing has changed
     State full(model, 1, 0, prompt.count() + 1);  // no room for guesses
     full.prefill(prompt, {}, more.tokens);
     full.prefill(one(0));
